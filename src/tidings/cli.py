@@ -1,0 +1,639 @@
+"""The command `tidings`. It parses, prints and chooses exit codes; the work is done in the rooms below.
+
+Everything but the parser is imported by the command that needs it, so that `tidings --help` is quick. Results go to
+standard output, everything else to standard error; with `--json`, each command prints JSON and nothing else.
+"""
+
+# ruff: noqa: T201 - printing is what this file is for
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Coroutine, Iterator, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn, TypeVar
+
+from cyclopts import App, Group, Parameter
+
+from tidings.demo.welcome import UpInfo, render_welcome
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from tidings.client import Client
+    from tidings.settings import Settings
+
+Result = TypeVar("Result")
+
+ChannelOption = Literal["email", "sms", "push", "in_app", "webhook", "chat"]
+PriorityOption = Literal["critical", "high", "medium", "low"]
+
+REPLAY_AT_A_TIME: Final = 500
+"""Dead letters in one request of `tidings replay --all`."""
+
+
+class Exit(IntEnum):
+    """What the exit code of every command means; the same table is in docs/reference/cli.md."""
+
+    ok = 0
+    failed = 1  # something went wrong on the way, or a check of `doctor` failed
+    usage = 2  # the command line is wrong
+    configuration = 3  # a setting is wrong or missing
+    unreachable = 4  # the server or the database cannot be reached
+    refused = 5  # the API said no
+    interrupted = 130  # Ctrl-C
+
+
+class CliError(Exception):
+    """A command cannot go on."""
+
+    def __init__(self, code: Exit, message: str, details: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.details = details or {}
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return f"tidings {version('tidings')}"
+
+
+app: Final = App(
+    name="tidings",
+    help="Tell people what they need to know, once, in time.",
+    version=_version,
+    help_format="plaintext",
+    default_parameter=Parameter(negative=()),
+    result_action="return_value",
+)
+
+_RUN: Final = Group.create_ordered("Run it")
+_USE: Final = Group.create_ordered("Use it")
+_CARE: Final = Group.create_ordered("Look after it")
+
+Json = Annotated[bool, Parameter(name="--json")]
+Url = Annotated[str | None, Parameter(name="--url", env_var="TIDINGS_URL", show_env_var=True)]
+
+
+def main(argv: list[str] | None = None) -> NoReturn:
+    """The entry point: runs one command and exits with its code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    as_json = "--json" in arguments
+    try:
+        code = app(arguments)
+    except CliError as error:
+        _print_error(str(error), as_json, error.details)
+        code = error.code
+    except KeyboardInterrupt:
+        code = Exit.interrupted
+    except BrokenPipeError:
+        # The reader of our output has seen enough. Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = Exit.ok
+    except Exception as error:
+        known = _explain(error)
+        if known is None:
+            raise
+        _print_error(str(known), as_json, known.details)
+        code = known.code
+    sys.exit(int(code or 0))
+
+
+def _explain(error: Exception) -> CliError | None:
+    """The errors that have an exit code of their own; None: a bug, and its traceback is what helps."""
+    # Whoever raised one of these has imported its module: nothing is imported just to find out.
+    if (errors := sys.modules.get("tidings.errors")) is not None:
+        if isinstance(error, errors.SettingsError):
+            return CliError(Exit.configuration, str(error))
+        if isinstance(error, errors.DatabaseUnsupported):
+            return CliError(Exit.configuration, str(error))
+        if isinstance(error, errors.DatabaseError):
+            return CliError(Exit.unreachable, str(error))
+        if isinstance(error, errors.TidingsError):
+            return CliError(Exit.failed, str(error))
+    if (client := sys.modules.get("tidings.client")) is not None:
+        if isinstance(error, client.BatchInterrupted):
+            inner = _explain(error.__cause__) if isinstance(error.__cause__, Exception) else None
+            return CliError(inner.code if inner else Exit.failed, str(error), {"answered": len(error.results)})
+        if isinstance(error, client.TidingsAPIError):
+            code = Exit.unreachable if isinstance(error, client.Unavailable) else Exit.refused
+            return CliError(code, str(error), {"status": error.status, "type": error.type, "title": error.title})
+        if isinstance(error, client.TidingsClientError):
+            return CliError(Exit.unreachable, str(error))
+    return None
+
+
+# ---------------------------------------------------------------- running it
+
+
+@app.command(group=_RUN)
+def up(*, demo: Annotated[bool, Parameter(negative="--no-demo")] = True, json: Json = False) -> None:
+    """Run everything in one process: a private database if none is set, API, worker, and the demo.
+
+    Parameters
+    ----------
+    demo
+        Leave out the demo project and the mail catcher with --no-demo.
+    json
+        Print one line of JSON when everything runs, instead of the welcome.
+    """
+    settings = _start()
+    from tidings import app as composition
+
+    def ready(info: UpInfo) -> None:
+        print_up(info, as_json=json)
+
+    _run(composition.run_up(settings, demo=demo, ready=ready))
+
+
+@app.command(group=_RUN)
+def api() -> None:
+    """Run the HTTP API."""
+    settings = _start()
+    from tidings import app as composition
+
+    _run(composition.run_api(settings))
+
+
+@app.command(group=_RUN)
+def worker(*, channels: str | None = None, plan: Annotated[bool, Parameter(negative="--no-plan")] = True) -> None:
+    """Run a worker.
+
+    Parameters
+    ----------
+    channels
+        Send only on these, comma-separated: email,sms. Without: on all.
+    plan
+        With --no-plan, leave the planning to other workers.
+    """
+    chosen = None if channels is None else _parse_channels(channels)
+    settings = _start()
+    from tidings import app as composition
+
+    _run(composition.run_worker(settings, channels=chosen, plan=plan))
+
+
+@app.command(group=_CARE)
+def migrate(*, check: bool = False, json: Json = False) -> int:
+    """Bring the database's schema up to date. Any number may run at once.
+
+    Parameters
+    ----------
+    check
+        Change nothing; exit with 1 if something is to be done.
+    json
+        Print JSON.
+    """
+    from tidings.db import migrate as migrations
+
+    dsn = _dsn(_settings())
+
+    async def work() -> tuple[list[str], list[str]]:
+        if check:
+            return [], await migrations.pending(dsn)
+        return await migrations.migrate(dsn), []
+
+    with _spinner("Migrating" if not check else "Looking", quiet=json):
+        applied, waiting = _run(work())
+    if json:
+        _print_json({"applied": applied, "pending": waiting})
+    elif check:
+        print(f"To be applied: {', '.join(waiting)}" if waiting else "The schema is up to date.")
+    else:
+        print(f"Applied: {', '.join(applied)}" if applied else "The schema is up to date.")
+    return Exit.failed if waiting else Exit.ok
+
+
+# ---------------------------------------------------------------- using it
+
+
+@dataclass(frozen=True)
+class _Addressee:
+    """Whom to tell; one of them."""
+
+    user: str | None = None
+    email: str | None = None
+    phone: str | None = None
+    webhook: str | None = None
+
+    def to_dict(self) -> dict[str, str]:
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        if len(given) != 1:
+            raise CliError(Exit.usage, "Say whom to tell with one of --user, --email, --phone or --webhook.")
+        return given
+
+
+@app.command(group=_USE)
+def send(
+    *,
+    type: str | None = None,
+    user: str | None = None,
+    email: str | None = None,
+    phone: str | None = None,
+    webhook: str | None = None,
+    data: str | None = None,
+    subject: str | None = None,
+    text: str | None = None,
+    html: str | None = None,
+    priority: PriorityOption | None = None,
+    channels: str | None = None,
+    send_at: str | None = None,
+    expires_at: str | None = None,
+    locale: str | None = None,
+    idempotency_key: str | None = None,
+    file: Path | None = None,
+    url: Url = None,
+    json: Json = False,
+) -> int:
+    """Send a notification, or many from a file. The API key comes from TIDINGS_API_KEY.
+
+    Parameters
+    ----------
+    type
+        What is told. Without a type, say it with --subject, --text, --html.
+    user
+        Whom to tell: the id of a stored user.
+    email
+        Whom to tell: an e-mail address, without a stored user.
+    phone
+        Whom to tell: a phone number in international form.
+    webhook
+        Whom to tell: the URL of a webhook.
+    data
+        The template's variables: JSON, or @file, or - for standard input.
+    subject
+        Subject, when there is no type.
+    text
+        Plain text, when there is no type.
+    html
+        HTML, when there is no type.
+    priority
+        How urgent it is.
+    channels
+        Only on these, comma-separated.
+    send_at
+        Not before: RFC 3339, such as 2030-01-31T09:00:00Z.
+    expires_at
+        Not after: RFC 3339.
+    locale
+        In this language instead of the user's.
+    idempotency_key
+        Names the operation: the same key never sends twice within 24 hours.
+    file
+        Many: one JSON object a line, with the fields of the API; - is standard input.
+    url
+        Where the API is.
+    json
+        Print JSON.
+    """
+    if file is not None:
+        return _send_file(file, url, as_json=json)
+    to = _Addressee(user, email, phone, webhook).to_dict()
+    content = {k: v for k, v in (("subject", subject), ("text", text), ("html", html)) if v is not None}
+    if bool(type) == bool(content):
+        raise CliError(Exit.usage, "Say what to tell: either with --type, or with --subject, --text, --html.")
+    with _client(url) as client:
+        accepted = client.send(
+            type=type,
+            to=to,
+            data=None if data is None else _parse_data(data),
+            content=content or None,
+            priority=priority,
+            channels=None if channels is None else _parse_channels(channels),
+            send_at=send_at,
+            expires_at=expires_at,
+            locale=locale,
+            idempotency_key=idempotency_key,
+        )
+    if json:
+        _print_json({"id": accepted.id, "status": accepted.status, "idempotent_replayed": accepted.idempotent_replayed})
+    else:
+        print(f"{accepted.id} {accepted.status}{' (again)' if accepted.idempotent_replayed else ''}")
+    return Exit.ok
+
+
+def _send_file(file: Path, url: str | None, *, as_json: bool) -> int:
+    from tidings.client import Problem
+    from tidings.client.requests import BATCH_ITEMS
+
+    notifications = list(_parse_lines(_read(str(file))))
+    refused = 0
+    with _client(url) as client, _progress("Sending", len(notifications), quiet=as_json) as advance:
+        for start in range(0, len(notifications), BATCH_ITEMS):
+            chunk = notifications[start : start + BATCH_ITEMS]
+            for line, outcome in enumerate(client.send_batch(chunk), start=start + 1):
+                if isinstance(outcome, Problem):
+                    refused += 1
+                    errors = [str(error) for error in outcome.errors]
+                    if as_json:
+                        _print_json({"line": line, "problem": outcome.detail, "errors": errors})
+                    else:
+                        print(f"line {line}: refused: {'; '.join([outcome.detail, *errors])}", file=sys.stderr)
+                elif as_json:
+                    _print_json({"line": line, "id": outcome.id, "status": outcome.status})
+                else:
+                    print(f"{outcome.id} {outcome.status}")
+            advance(len(chunk))
+    return Exit.refused if refused else Exit.ok
+
+
+@app.command(group=_USE)
+def replay(
+    *deliveries: str,
+    all: bool = False,
+    channel: ChannelOption | None = None,
+    reason: str | None = None,
+    url: Url = None,
+    json: Json = False,
+) -> int:
+    """Send dead letters again: those named, or all; without either, list them.
+
+    Parameters
+    ----------
+    deliveries
+        Ids of deliveries, dlv_…
+    all
+        Send all again, narrowed by --channel and --reason.
+    channel
+        Only those of this channel.
+    reason
+        Only those that failed for this reason.
+    url
+        Where the API is.
+    json
+        Print JSON.
+    """
+    if deliveries and (all or channel or reason):
+        raise CliError(Exit.usage, "Name deliveries, or choose with --all, --channel and --reason; not both.")
+    with _client(url) as client:
+        if deliveries:
+            answer = client.dead_letters.replay_many(list(deliveries))
+            replayed, missing = answer.replayed, len(deliveries) - answer.replayed
+        elif all:
+            replayed, missing = _replay_all(client, channel, reason, quiet=json), 0
+        else:
+            return _list_dead_letters(client, channel, reason, as_json=json)
+    if json:
+        _print_json({"replayed": replayed, "missing": missing})
+    else:
+        print(f"{replayed} put back to work" + (f", {missing} are no dead letters (any more)" if missing else ""))
+    return Exit.failed if missing else Exit.ok
+
+
+def _replay_all(client: Client, channel: ChannelOption | None, reason: str | None, *, quiet: bool) -> int:
+    replayed = 0
+    with _progress("Replaying", None, quiet=quiet) as advance:
+        while True:
+            answer = client.dead_letters.replay_all(channel=channel, reason=reason, limit=REPLAY_AT_A_TIME)
+            replayed += answer.replayed
+            advance(answer.replayed)
+            # Those that fail again meanwhile become dead letters anew: an empty round ends it too.
+            if answer.remaining == 0 or answer.replayed == 0:
+                return replayed
+
+
+def _list_dead_letters(client: Client, channel: ChannelOption | None, reason: str | None, *, as_json: bool) -> int:
+    count = 0
+    for letter in client.dead_letters.list(channel=channel, reason=reason):
+        count += 1
+        if as_json:
+            _print_json(
+                {
+                    "delivery": letter.delivery,
+                    "notification": letter.notification,
+                    "channel": letter.channel,
+                    "reason": letter.reason,
+                    "attempts": letter.attempts,
+                    "at": None if letter.at is None else letter.at.isoformat(),
+                }
+            )
+        else:
+            print(f"{letter.delivery}  {letter.channel:<8} {letter.reason} after {letter.attempts} attempts")
+    if not count and not as_json:
+        print("There are no dead letters.")
+    return Exit.ok
+
+
+# ---------------------------------------------------------------- looking after it
+
+
+@app.command(group=_CARE)
+def doctor(*, url: Url = None, json: Json = False) -> int:
+    """Look at settings, database, API, key and provider accounts, and say what to do.
+
+    Parameters
+    ----------
+    url
+        Where the API is.
+    json
+        Print JSON.
+    """
+    from tidings import doctor as room
+    from tidings.errors import SettingsError
+
+    with contextlib.suppress(SettingsError):  # the report says it
+        url, api_key = _whereabouts(url)
+    with _spinner("Looking", quiet=json):
+        findings = _run(room.examine(url=url, api_key=api_key))
+    if json:
+        _print_json({"findings": [finding.to_dict() for finding in findings]})
+    else:
+        for finding in findings:
+            print(f"{finding.state:<5} {finding.subject}: {finding.detail}")
+            if finding.advice:
+                print(f"      → {finding.advice}")
+    return Exit.failed if any(finding.state == "fail" for finding in findings) else Exit.ok
+
+
+@app.command(group=_CARE)
+def bench(*names: str, json: Json = False) -> int:
+    """Measure this checkout's speed: all benchmarks, or those named.
+
+    Parameters
+    ----------
+    names
+        Benchmarks to run; without: all.
+    json
+        Print JSON.
+    """
+    checkout = Path(__file__).resolve().parents[2]
+    if not (checkout / "bench" / "main.py").is_file():
+        raise CliError(Exit.failed, "The benchmarks are not part of the installed package; run this in a checkout.")
+    from importlib import import_module
+
+    sys.path.insert(0, str(checkout))
+    code: int = import_module("bench.main").main(list(names), as_json=json)
+    return code
+
+
+# ---------------------------------------------------------------- what the commands share
+
+
+def _settings() -> Settings:
+    from tidings.settings import load_settings
+
+    return load_settings()
+
+
+def _start() -> Settings:
+    """Settings and logs of a process that stays."""
+    settings = _settings()
+    from tidings.telemetry import set_up_logging
+
+    set_up_logging(settings.log_level, settings.log_format)
+    return settings
+
+
+def _run(work: Coroutine[Any, Any, Result]) -> Result:
+    """Runs a command's asynchronous part, on uvloop where there is one."""
+    import asyncio
+
+    try:
+        import uvloop
+    except ImportError:  # Windows
+        return asyncio.run(work)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(work)
+
+
+def _dsn(settings: Settings) -> str:
+    if settings.database_url is None:
+        raise CliError(
+            Exit.configuration,
+            "TIDINGS_DATABASE_URL is not set. (`tidings up` migrates its private database by itself.)",
+        )
+    return settings.database_url.get_secret_value()
+
+
+def _client(url: str | None) -> Client:
+    from tidings.client import Client
+
+    url, key = _whereabouts(url)
+    if key is None:
+        raise CliError(
+            Exit.configuration, "No API key: set TIDINGS_API_KEY, or run this where `tidings up` made its demo project."
+        )
+    try:
+        return Client(key, url)
+    except ValueError as error:
+        raise CliError(Exit.configuration, str(error)) from None
+
+
+def _whereabouts(url: str | None) -> tuple[str | None, str | None]:
+    """Where the API is, and the key for it: from the environment, else those of the demo that was started here."""
+    if key := os.environ.get("TIDINGS_API_KEY"):
+        return url, key
+    from tidings.demo.keeping import load_demo_secrets
+
+    secrets = load_demo_secrets(_settings().data_dir)
+    if secrets is None or (url is not None and url.rstrip("/") != secrets.api_url):
+        return url, None  # the demo's key is shown to no other server
+    return secrets.api_url, secrets.api_key
+
+
+def _parse_channels(text: str) -> list[ChannelOption]:
+    from typing import cast, get_args
+
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    known = get_args(ChannelOption)
+    for name in names:
+        if name not in known:
+            raise CliError(Exit.usage, f"{name!r} is no channel; there are {', '.join(known)}.")
+    if not names:
+        raise CliError(Exit.usage, "Name at least one channel.")
+    return cast(list[ChannelOption], names)
+
+
+def _read(source: str) -> str:
+    try:
+        return sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
+    except OSError as error:
+        raise CliError(Exit.usage, f"{source} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise CliError(Exit.usage, f"{source} is not UTF-8 text") from None
+
+
+def _parse_data(text: str) -> dict[str, Any]:
+    if text == "-" or text.startswith("@"):
+        text = _read(text.removeprefix("@"))
+    return _parse_object(text, "--data")
+
+
+def _parse_lines(text: str) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            yield _parse_object(line, f"line {number}")
+
+
+def _parse_object(text: str, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise CliError(Exit.usage, f"{where} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise CliError(Exit.usage, f"{where} must be a JSON object")
+    return value
+
+
+# ---------------------------------------------------------------- printing
+
+
+def print_up(info: UpInfo, *, as_json: bool = False) -> None:
+    """Tells that everything runs, and where."""
+    if as_json:
+        _print_json(info.to_dict())
+    else:
+        print(render_welcome(info), flush=True)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False), flush=True)
+
+
+def _print_error(message: str, as_json: bool, details: Mapping[str, Any]) -> None:
+    if as_json:
+        print(json.dumps({"error": message, **details}, ensure_ascii=False), file=sys.stderr)
+    else:
+        print(f"tidings: {message}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _spinner(what: str, *, quiet: bool) -> Iterator[None]:
+    """Shows that something takes its time, on a terminal."""
+    with _progress(what, None, quiet=quiet):
+        yield
+
+
+@contextlib.contextmanager
+def _progress(what: str, total: int | None, *, quiet: bool) -> Iterator[_Advance]:
+    """A progress bar on a terminal's standard error; nothing elsewhere."""
+    if quiet or not sys.stderr.isatty():
+        yield _Advance(None, 0)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+    columns = [SpinnerColumn(), TextColumn("{task.description}")]
+    more = [] if total is None else [BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+    with Progress(*columns, *more, console=Console(stderr=True), transient=True) as progress:
+        yield _Advance(progress, progress.add_task(what, total=total))
+
+
+class _Advance:
+    """Counts what has been done."""
+
+    def __init__(self, progress: Progress | None, task: int) -> None:
+        self._progress = progress
+        self._task = task
+
+    def __call__(self, n: int) -> None:
+        if self._progress is not None:
+            from rich.progress import TaskID
+
+            self._progress.advance(TaskID(self._task), n)

@@ -1,0 +1,318 @@
+"""What the API answers, as frozen structs.
+
+Words from closed sets of the server (status, reason, event, channel) are plain `str` here on purpose: a newer server
+may know more of them than this client, and an answer must not become unreadable because of it. For the same reason
+unknown fields are ignored and everything that a server may leave out has a default.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+Item = TypeVar("Item")
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of all answers."""
+
+
+class Page(Answer, Generic[Item], frozen=True, kw_only=True):
+    """One page of a list; the clients follow `next_cursor` themselves."""
+
+    items: list[Item]
+    next_cursor: str | None = None
+
+
+# ---------------------------------------------------------------- notifications
+
+
+class Accepted(Answer, frozen=True, kw_only=True):
+    """The notification is stored and will be worked on, whatever happens to this process or to the server's."""
+
+    id: str
+    status: str
+    idempotent_replayed: bool = False
+    """True: an earlier request with this idempotency key had made it already; this one changed nothing."""
+
+
+class FieldError(Answer, frozen=True, kw_only=True):
+    """One thing to mend: a JSON pointer (RFC 6901) or a parameter's name, and what is wrong there."""
+
+    detail: str
+    pointer: str | None = None
+    parameter: str | None = None
+
+    def __str__(self) -> str:
+        where = self.pointer or self.parameter
+        return f"{where}: {self.detail}" if where else self.detail
+
+
+class Problem(Answer, frozen=True, kw_only=True):
+    """Why a request, or one item of a batch, was refused (RFC 9457)."""
+
+    status: int = 0
+    type: str = "about:blank"
+    title: str = ""
+    detail: str = ""
+    errors: list[FieldError] = []
+
+    @property
+    def code(self) -> str:
+        """The stable last part of `type`, such as `not-found`."""
+        return self.type.rpartition("#")[2]
+
+
+class BatchItem(Answer, frozen=True, kw_only=True):
+    """One line of a batch answer as it comes over the wire: either accepted, or a problem."""
+
+    id: str = ""
+    status: str = ""
+    idempotent_replayed: bool = False
+    problem: Problem | None = None
+
+    def to_outcome(self) -> Accepted | Problem:
+        """The half that is set."""
+        if self.problem is not None:
+            return self.problem
+        return Accepted(id=self.id, status=self.status, idempotent_replayed=self.idempotent_replayed)
+
+
+class BatchAnswer(Answer, frozen=True, kw_only=True):
+    """The answer to one batch request, in the order of its items."""
+
+    results: list[BatchItem]
+
+
+class Delivery(Answer, frozen=True, kw_only=True):
+    """One notification on one channel to one address."""
+
+    id: str
+    channel: str
+    status: str
+    address: str | None = None
+    provider: str | None = None
+    engagement: list[str] = []
+    attempts: int = 0
+    reason: str | None = None
+
+
+class TimelineEntry(Answer, frozen=True, kw_only=True):
+    """One fact in the life of a notification."""
+
+    at: datetime
+    event: str
+    delivery: str | None = None
+    channel: str | None = None
+    provider: str | None = None
+    attempt: int | None = None
+    reason: str | None = None
+
+
+class NotificationSummary(Answer, frozen=True, kw_only=True):
+    """A notification as lists show it."""
+
+    id: str
+    status: str
+    created_at: datetime
+    priority: str | None = None
+    type: str | None = None
+    type_version: int | None = None
+    user: str | None = None
+    send_at: datetime | None = None
+    expires_at: datetime | None = None
+    cancelled_at: datetime | None = None
+    metadata: dict[str, Any] | None = None
+    deliveries: list[Delivery] = []
+
+
+class Notification(NotificationSummary, frozen=True, kw_only=True):
+    """A notification with all that became of it."""
+
+    timeline: list[TimelineEntry] = []
+
+
+class Cancelled(Answer, frozen=True, kw_only=True):
+    """The definite answer to a cancellation: `cancelled`, `too_late`, or `partly`."""
+
+    result: str
+    id: str | None = None
+
+
+# ---------------------------------------------------------------- directory
+
+
+class Project(Answer, frozen=True, kw_only=True):
+    """The project that the API key belongs to."""
+
+    key: str
+    name: str = ""
+    created_at: datetime | None = None
+
+
+class User(Answer, frozen=True, kw_only=True):
+    """Somebody to tell."""
+
+    id: str
+    locale: str | None = None
+    time_zone: str | None = None
+    attributes: dict[str, Any] = {}
+    addresses: dict[str, list[str]] = {}
+    """Channel to its addresses."""
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+
+
+class InboxItem(Answer, frozen=True, kw_only=True):
+    """One stored in-app notification; `seq` grows by one per user, newest first in lists."""
+
+    id: str
+    seq: int
+    title: str
+    body: str = ""
+    url: str | None = None
+    notification: str | None = None
+    category: str | None = None
+    created_at: datetime | None = None
+
+
+class Category(Answer, frozen=True, kw_only=True):
+    """What a user can opt in or out of; `required` ones cannot be switched off."""
+
+    key: str
+    name: str = ""
+    description: str = ""
+    required: bool = False
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+
+
+class NotificationType(Answer, frozen=True, kw_only=True):
+    """One version of what is told. `definition` holds every field as the server gave it."""
+
+    key: str
+    version: int
+    category: str
+    template: str
+    priority: str = "medium"
+    steps: list[dict[str, Any]] = []
+    expires_after: str | None = None
+    guarantee: str = "at_least_once"
+    critical: bool = False
+    schema: dict[str, Any] | None = None
+    created_at: datetime | None = None
+    archived_at: datetime | None = None
+
+
+class Template(Answer, frozen=True, kw_only=True):
+    """Content per channel and locale, in immutable numbered versions."""
+
+    key: str
+    name: str = ""
+    published_version: int | None = None
+    latest_version: int = 0
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+
+
+class TemplateVersion(Answer, frozen=True, kw_only=True):
+    """One version of a template; `required` names the variables that the data must hold."""
+
+    version: int
+    template: str = ""
+    content: dict[str, Any] = {}
+    required: list[str] = []
+    published_at: datetime | None = None
+    created_at: datetime | None = None
+
+
+class Preview(Answer, frozen=True, kw_only=True):
+    """What a template makes of some data, rendered but not sent."""
+
+    channel: str
+    locale: str | None = None
+    fields: dict[str, str] = {}
+    version: int | None = None
+
+
+class Account(Answer, frozen=True, kw_only=True):
+    """One configured set of a provider's credentials. Secrets are never shown again: they read `"…"`."""
+
+    key: str
+    channel: str
+    provider: str
+    config: dict[str, Any] = {}
+    weight: int = 100
+    rate: float | None = None
+    burst: int = 1
+    concurrency: int = 64
+    enabled: bool = True
+    test: bool = False
+    revision: int | None = None
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+
+
+class ApiKey(Answer, frozen=True, kw_only=True):
+    """An API key without its secret."""
+
+    id: str
+    name: str = ""
+    scopes: list[str] = []
+    test: bool = False
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
+    created_at: datetime | None = None
+
+
+class CreatedKey(ApiKey, frozen=True, kw_only=True):
+    """A new API key. This is the only time that its text is to be had."""
+
+    key: str | None = None
+    """None when an idempotent repetition found it made already: the server keeps no copy of the text."""
+
+    def __repr__(self) -> str:
+        return f"CreatedKey(id={self.id!r}, name={self.name!r}, scopes={self.scopes!r}, test={self.test!r})"
+
+
+class AuditEntry(Answer, frozen=True, kw_only=True):
+    """Who changed what, with the state before and after."""
+
+    id: str
+    at: datetime
+    actor: str
+    action: str
+    object: str
+    key_id: str | None = None
+    before: Any = None
+    after: Any = None
+
+
+# ---------------------------------------------------------------- operations
+
+
+class DeadLetter(Answer, frozen=True, kw_only=True):
+    """A delivery that ended in failure and waits for somebody to send it again."""
+
+    delivery: str
+    notification: str
+    channel: str
+    reason: str
+    attempts: int = 0
+    at: datetime | None = None
+
+
+class Replayed(Answer, frozen=True, kw_only=True):
+    """How many dead letters were put back to work, and how many of those that were asked for are still there."""
+
+    replayed: int
+    remaining: int = 0
+
+
+class Readiness(Answer, frozen=True, kw_only=True):
+    """Whether the server can do its work, and what it looked at."""
+
+    status: str = ""
+    checks: dict[str, Any] = {}

@@ -1,0 +1,7 @@
+"""What Alembic runs for every command: it uses the connection that tidings.db.migrate opened and handed over."""
+
+from alembic import context
+
+context.configure(connection=context.config.attributes["connection"], transaction_per_migration=True)
+with context.begin_transaction():
+    context.run_migrations()

@@ -1,0 +1,17 @@
+-- name: create_project
+-- any project: it makes one. No row: the key is taken.
+INSERT INTO project (key, name) VALUES ($1, $2)
+ON CONFLICT DO NOTHING
+RETURNING id, key, name, created_at;
+
+-- name: load_project
+-- any project: the project's own row; its id is bound.
+SELECT id, key, name, created_at FROM project WHERE id = $1;
+
+-- name: load_project_by_key
+-- any project: it finds one by its key, for the operator.
+SELECT id, key, name, created_at FROM project WHERE key = $1;
+
+-- name: list_projects
+-- any project: it lists them, for the operator.
+SELECT id, key, name, created_at FROM project ORDER BY key;

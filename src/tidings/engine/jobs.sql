@@ -1,0 +1,146 @@
+-- name: insert_jobs
+-- New work, many at once; $9 is the time that counts as now.
+INSERT INTO job (id, project_id, kind, lane, priority, due_at, account_id, traceparent)
+SELECT id, project_id, kind, lane, priority, coalesce(due_at, $9::timestamptz, now()), account_id, traceparent
+FROM unnest($1::uuid[], $2::int[], $3::smallint[], $4::smallint[], $5::smallint[], $6::timestamptz[], $7::int[], $8::text[])
+     AS n (id, project_id, kind, lane, priority, due_at, account_id, traceparent);
+
+-- name: load_waiting
+-- What is due on the lanes $1..$2, by lane, priority and project, counted up to $3: a skip scan over the index, at most
+-- $4 projects in each class, starting after project $5. For feeder lanes also the due work, leased or not, that waits on
+-- the fullest lane they feed, counted up to $6.
+-- any project: discovery serves all projects; the counts are per project
+WITH RECURSIVE class AS (
+    (SELECT lane, priority FROM job WHERE lane BETWEEN $1 AND $2 ORDER BY lane, priority LIMIT 1)
+    UNION ALL
+    SELECT n.lane, n.priority
+    FROM class c CROSS JOIN LATERAL (
+        SELECT lane, priority FROM job
+        WHERE lane <= $2 AND (lane, priority) > (c.lane, c.priority) ORDER BY lane, priority LIMIT 1) n
+)
+SELECT c.lane, c.priority, p.project_id, w.n AS waiting, f.n AS ahead
+FROM class c
+CROSS JOIN LATERAL (
+    WITH RECURSIVE project AS (
+        (SELECT j.project_id FROM job j WHERE j.lane = c.lane AND j.priority = c.priority AND j.project_id > $5
+         ORDER BY j.project_id LIMIT 1)
+        UNION ALL
+        SELECT n.project_id
+        FROM project p CROSS JOIN LATERAL (
+            SELECT j.project_id FROM job j
+            WHERE j.lane = c.lane AND j.priority = c.priority AND j.project_id > p.project_id
+            ORDER BY j.project_id LIMIT 1) n
+    )
+    SELECT project_id FROM project LIMIT $4
+) p
+CROSS JOIN LATERAL (
+    SELECT count(*)::int AS n FROM (
+        SELECT 1 FROM job j
+        WHERE j.lane = c.lane AND j.priority = c.priority AND j.project_id = p.project_id
+          AND j.due_at <= coalesce($7::timestamptz, now()) AND j.lease_until IS NULL
+        LIMIT $3) q
+) w
+CROSS JOIN LATERAL (
+    SELECT coalesce(max(k.n), 0)::int AS n
+    FROM generate_series(1, 7) fed CROSS JOIN LATERAL (
+        SELECT count(*) AS n FROM (
+            SELECT 1 FROM job j
+            WHERE j.lane = fed AND j.priority = c.priority AND j.project_id = p.project_id
+              AND j.due_at <= coalesce($7::timestamptz, now())
+            LIMIT $6) q) k
+    WHERE c.lane >= 256 AND (c.lane >> fed) & 1 = 1 AND w.n > 0
+) f
+ORDER BY c.priority, c.lane, p.project_id;
+
+-- name: claim_jobs
+-- Lease what the shares say, oldest first. Commits by itself, synchronously, before anything is sent.
+-- Ordered by id, so that two batches never lock the same rows in opposite order.
+WITH want AS MATERIALIZED (
+    SELECT * FROM unnest($1::smallint[], $2::smallint[], $3::int[], $4::int[], $5::int[])
+        AS w (lane, priority, project_id, account_id, n)
+), picked AS MATERIALIZED (
+    SELECT j.id, w.account_id
+    FROM want w CROSS JOIN LATERAL (
+        SELECT j.id FROM job j
+        WHERE j.lane = w.lane AND j.priority = w.priority AND j.project_id = w.project_id
+          AND j.due_at <= coalesce($7::timestamptz, now()) AND j.lease_until IS NULL
+        ORDER BY j.due_at LIMIT w.n FOR UPDATE SKIP LOCKED) j
+)
+UPDATE job SET
+    lease_until = coalesce($7::timestamptz, now()) + $6::interval,
+    epoch = epoch + 1,
+    account_id = coalesce(job.account_id, picked.account_id)
+FROM picked WHERE job.id = picked.id
+RETURNING job.id, job.project_id, job.kind, job.lane, job.priority, job.attempt, job.epoch, job.account_id, job.traceparent;
+
+-- name: lock_jobs
+-- The same choice, for work that is done within one transaction: a row lock instead of a lease.
+SELECT j.id, j.project_id, j.kind, j.lane, j.priority, j.attempt, j.epoch, j.account_id, j.traceparent
+FROM unnest($1::smallint[], $2::smallint[], $3::int[], $4::int[]) AS w (lane, priority, project_id, n)
+CROSS JOIN LATERAL (
+    SELECT * FROM job j
+    WHERE j.lane = w.lane AND j.priority = w.priority AND j.project_id = w.project_id
+      AND j.due_at <= coalesce($5::timestamptz, now()) AND j.lease_until IS NULL
+    ORDER BY j.due_at LIMIT w.n FOR UPDATE SKIP LOCKED) j;
+
+-- name: extend_leases
+-- Still ours: the epoch says so. Answers with the ids that are.
+-- any project: a worker extends what it claimed
+UPDATE job SET lease_until = coalesce($4::timestamptz, now()) + $3::interval
+FROM unnest($1::uuid[], $2::int[]) AS x (id, epoch)
+WHERE job.id = x.id AND job.epoch = x.epoch AND job.lease_until IS NOT NULL
+RETURNING job.id;
+
+-- name: finish_jobs
+-- Done for good. A row that another claim has taken meanwhile (its epoch moved on) stays; answers with the ids that went.
+-- any project: the id and epoch of a claim name one row
+DELETE FROM job USING unnest($1::uuid[], $2::int[]) AS x (id, epoch)
+WHERE job.id = x.id AND job.epoch = x.epoch
+RETURNING job.id;
+
+-- name: retry_jobs
+-- Not done: due again $6 later (or at once), free for anybody. $4: the account it must use, or NULL for a free choice.
+-- any project: the id and epoch of a claim name one row
+UPDATE job SET due_at = coalesce($6::timestamptz, now()) + x.after, lease_until = NULL, attempt = x.attempt,
+               account_id = x.account_id
+FROM unnest($1::uuid[], $2::int[], $3::interval[], $4::int[], $5::smallint[]) AS x (id, epoch, after, account_id, attempt)
+WHERE job.id = x.id AND job.epoch = x.epoch
+RETURNING job.id;
+
+-- name: release_jobs
+-- Given back unused (drain, or no time left in the lease): as if never claimed.
+-- any project: the id and epoch of a claim name one row
+UPDATE job SET lease_until = NULL, account_id = x.account_id
+FROM unnest($1::uuid[], $2::int[], $3::int[]) AS x (id, epoch, account_id)
+WHERE job.id = x.id AND job.epoch = x.epoch AND job.lease_until IS NOT NULL;
+
+-- name: lock_expired
+-- Leases that ran out: their worker died or lost its connection. One sweeper at a time (an advisory lock) is enough.
+-- any project: the sweeper serves all projects
+SELECT id, project_id, kind, lane, priority, attempt, epoch, account_id, traceparent
+FROM job WHERE lease_until < coalesce($2::timestamptz, now())
+ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED;
+
+-- name: remove_free_jobs
+-- Takes back work that nobody has claimed yet; answers with the ids that went.
+DELETE FROM job USING unnest($2::uuid[]) AS x (id)
+WHERE job.project_id = $1 AND job.id = x.id AND job.lease_until IS NULL
+RETURNING job.id;
+
+-- name: load_jobs
+-- The jobs among these ids, with whether they are leased.
+SELECT id, due_at, attempt, epoch, lease_until IS NOT NULL AS leased
+FROM job WHERE project_id = $1 AND id = ANY ($2::uuid[]);
+
+-- name: load_lag
+-- Each lane's depth (counted up to $1) and the age of its oldest due work, for metrics.
+-- any project: an operator's figure
+SELECT l.lane, c.n AS depth, o.seconds
+FROM (SELECT generate_series(1, 7) AS lane UNION ALL SELECT generate_series(256, 511)) l
+CROSS JOIN LATERAL (SELECT count(*)::int AS n FROM (SELECT 1 FROM job WHERE lane = l.lane LIMIT $1) q) c
+CROSS JOIN LATERAL (
+    SELECT coalesce(extract(epoch FROM now() - min(first.due_at)), 0)::float8 AS seconds
+    FROM generate_series(0, 3) p CROSS JOIN LATERAL (
+        SELECT due_at FROM job WHERE lane = l.lane AND priority = p AND due_at <= now() ORDER BY due_at LIMIT 1) first
+) o
+WHERE c.n > 0;

@@ -1,0 +1,668 @@
+"""The loops of a worker: lanes that send, the feeder lane that plans, the keeper of leases, the sweeper.
+
+Each loop is a row of `step()`s, which a simulation calls by itself. Handlers say what the work is; this file only says
+when, how many, and what happens when a process dies, sleeps or is told to stop.
+
+Between two of its steps a worker holds: jobs being sent, results waiting to be settled. Both keep their leases extended;
+if the worker dies, the leases run out and the sweeper frees the jobs (and the handler records that it is not known
+whether they were sent).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final, Generic, Protocol, TypeVar
+from uuid import UUID
+
+import structlog
+
+from tidings.clock import Clock
+from tidings.db.pool import Connection, Database
+from tidings.engine import gate as gates
+from tidings.engine import jobs as queue
+from tidings.engine.batch import Batcher
+from tidings.engine.gate import Gate, Limits
+from tidings.engine.jobs import Job
+from tidings.engine.shares import Credits, Share, Waiting, decide_shares
+
+Prepared = TypeVar("Prepared")
+Result = TypeVar("Result")
+
+log = structlog.get_logger(__name__)
+
+IDLE_POLL: Final = 0.25
+"""Seconds; the safety net below NOTIFY, and the precision of timers."""
+BUSY_POLL: Final = 0.05
+"""Seconds until a lane that could not take what waits (pace, pauses, full lanes) looks again."""
+CLAIM_GAP: Final = 0.004
+"""Seconds between two claims of a lane, so that work gathers into batches; a lane that was idle claims at once."""
+SATURATED_GAP: Final = 0.02
+"""The same while most slots are busy: what still comes in then is looked at for critical work."""
+PROJECTS_AT_ONCE: Final = 64
+"""Projects of a class looked at in one discovery; the rest in the next ones."""
+SWEEP_BATCH: Final = 500
+HELD_LIMIT: Final = 4
+"""A lane claims nothing while more than this many times its slots wait to be settled."""
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[Result]):
+    """A result to settle, and what it says about the account."""
+
+    result: Result
+    account_failed: bool | None = None
+    """True: counts against the account's breaker; False: the account works; None: says nothing."""
+    pause: float | None = None
+    """Seconds for which the account asked to be left alone."""
+
+
+class SendHandler(Protocol[Prepared, Result]):
+    """What a sending lane does with its jobs."""
+
+    async def load_limits(self, lane: int, project_ids: Collection[int]) -> Mapping[int, Sequence[Limits]]:
+        """Each project's usable accounts for this lane."""
+        ...
+
+    async def load_account_limits(self, project_id: int, account_id: int) -> Limits | None:
+        """One account, for a job that is pinned to it; None when it is gone or switched off."""
+        ...
+
+    async def prepare(self, jobs: Sequence[Job]) -> Sequence[Prepared]:
+        """Load what the jobs are about, all at once, in order."""
+        ...
+
+    async def send(self, job: Job, prepared: Prepared, deadline: float) -> Outcome[Result] | None:
+        """Do it. None: not enough of the lease is left (`deadline`, monotonic seconds); give the job back."""
+        ...
+
+    def unanswered(self, job: Job, prepared: Prepared) -> Result:
+        """The result for a send that is broken off because the process must stop now."""
+        ...
+
+    async def settle(self, batch: Sequence[tuple[Job, Prepared, Result]]) -> Collection[int]:
+        """Record a batch in one transaction; answers with the lanes that have new work."""
+        ...
+
+
+class FeedHandler(Protocol):
+    """What the feeder lanes do: work within one transaction."""
+
+    async def feed(self, shares: Sequence[Share]) -> tuple[int, Collection[int]]:
+        """Lock and do what the shares say; answers with how many jobs, and which lanes have new work."""
+        ...
+
+
+class SweepHandler(Protocol):
+    """What becomes of jobs whose worker died."""
+
+    async def apply_expired(self, conn: Connection, jobs: Sequence[Job]) -> Collection[int]:
+        """Record it and free or end each job, in the sweeper's transaction; answers with lanes that have new work."""
+        ...
+
+
+async def no_checkpoint(_: str) -> None:
+    """The production form of the named points at which a simulation injects faults."""
+
+
+class Wakes:
+    """Wakes lanes: those of this process at once, those of other processes by NOTIFY."""
+
+    def __init__(self, notify: Callable[[str, str], None] | None = None) -> None:
+        self._notify = notify
+        self._lanes: dict[int, asyncio.Event] = {}
+
+    def event(self, lane: int) -> asyncio.Event:
+        """The event that wakes `lane`; all feeder lanes share one."""
+        return self._lanes.setdefault(min(lane, queue.FEEDER), asyncio.Event())
+
+    def local(self, lane: int) -> None:
+        """Wake a lane of this process, if it runs here."""
+        if event := self._lanes.get(min(lane, queue.FEEDER)):
+            event.set()
+
+    def announce(self, lanes: Iterable[int]) -> None:
+        """Lanes have new work: wake ours, tell the others."""
+        for lane in {min(lane, queue.FEEDER) for lane in lanes}:
+            self.local(lane)
+            if self._notify is not None:
+                self._notify(queue.WAKE_CHANNEL, str(lane))
+
+
+class SendLane(Generic[Prepared, Result]):
+    """One channel's lane in one worker: claims into free slots, sends, settles."""
+
+    def __init__(
+        self,
+        lane: int,
+        handler: SendHandler[Prepared, Result],
+        database: Database,
+        clock: Clock,
+        wakes: Wakes,
+        *,
+        slots: int,
+        lease: timedelta,
+        settle_window: float = 0.004,
+        checkpoint: Callable[[str], Awaitable[None]] = no_checkpoint,
+        observe_batch: Callable[[str, int], None] | None = None,
+    ) -> None:
+        self.lane = lane
+        self._handler = handler
+        self._database = database
+        self._clock = clock
+        self._wakes = wakes
+        self._slots = slots
+        self._lease = lease
+        self._checkpoint = checkpoint
+        self._observe_batch = observe_batch
+        self._event = wakes.event(lane)
+        self._gates: dict[int, Gate] = {}
+        self._openings_at = 0.0
+        self._credits = Credits()
+        self._turn = 0
+        self._after_project = 0
+        self._in_flight = 0
+        self._ordinary_in_flight = 0
+        self._held: dict[UUID, tuple[Job, float]] = {}
+        self._sends: dict[asyncio.Task[None], tuple[Job, Prepared]] = {}
+        self._broken_off = False
+        self._blocked = False
+        self.settling: Batcher[tuple[Job, Prepared, Result], None] = Batcher(
+            self._settle,
+            limit=max(64, slots),
+            window=settle_window,
+            flushers=2,
+        )
+
+    @property
+    def in_flight(self) -> int:
+        """Sends under way."""
+        return self._in_flight
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Step until `stop` is set; survives a database that goes away."""
+        last_claim = 0.0
+        while not stop.is_set():
+            gap = CLAIM_GAP if self._free >= self._slots // 4 else SATURATED_GAP
+            early = last_claim + gap - self._clock.monotonic()
+            if early > 0:
+                await asyncio.sleep(early)
+            self._event.clear()
+            try:
+                claimed = await self.step()
+            except Exception as error:
+                log.warning("worker.claim_failed", lane=self.lane, error=type(error).__name__, detail=str(error))
+                claimed = 0
+                await _first(stop, timeout=0.5)
+            if claimed:
+                last_claim = self._clock.monotonic()
+            else:
+                await _first(stop, self._event, timeout=BUSY_POLL if self._blocked or self._in_flight else IDLE_POLL)
+
+    async def step(self) -> int:
+        """Claim once and start what was claimed; answers with how many."""
+        self._blocked = False
+        if self._free < 1 or len(self._held) >= HELD_LIMIT * self._slots:
+            self._blocked = True
+            return 0
+        waiting = await self._discover()
+        if not waiting:
+            return 0
+        shares = await self._share(waiting)
+        if not shares:
+            self._blocked = True
+            return 0
+        await self._checkpoint("claim.before")
+        claimed_at = self._clock.monotonic()
+        jobs = await queue.claim_jobs(self._database, shares, lease=self._lease, now=self._clock.db_now())
+        if not jobs:
+            return 0
+        if self._observe_batch is not None:
+            self._observe_batch("claim", len(jobs))
+        for job in jobs:
+            self._held[job.id] = (job, claimed_at)
+        try:
+            await self._checkpoint("claim.after")
+            jobs = await self._book(jobs)
+            prepared = await self._handler.prepare(jobs)
+        except Exception:
+            await self._give_back(jobs)
+            raise
+        deadline = claimed_at + self._lease.total_seconds()
+        for job, what in zip(jobs, prepared, strict=True):
+            task = asyncio.create_task(self._send(job, what, deadline))
+            self._sends[task] = (job, what)
+            task.add_done_callback(self._forget)
+        return len(jobs)
+
+    async def extend(self) -> None:
+        """Renew the leases of everything held for longer than a quarter of a lease."""
+        now = self._clock.monotonic()
+        old = [job for job, at in self._held.values() if now - at > self._lease.total_seconds() / 4]
+        if not old:
+            return
+        old.sort(key=lambda job: job.id)
+        ours = await queue.extend_leases(self._database, old, lease=self._lease, now=self._clock.db_now())
+        for job in old:
+            if job.id in self._held and job.id in ours:
+                self._held[job.id] = (job, now)
+
+    async def drain(self, grace: float) -> None:
+        """Finish what is in flight; break off what takes longer than `grace` seconds; settle everything."""
+        if self._sends:
+            await asyncio.wait(tuple(self._sends), timeout=grace)
+        self._broken_off = True
+        for task in tuple(self._sends):
+            task.cancel()
+        while self._sends:
+            await asyncio.wait(tuple(self._sends))
+        await self.settling.drain()
+
+    # ------------------------------------------------------------ claiming
+
+    @property
+    def _free(self) -> int:
+        return self._slots - self._in_flight
+
+    async def _discover(self) -> list[Waiting]:
+        while True:
+            waiting = await queue.load_waiting(
+                self._database,
+                (self.lane, self.lane),
+                count=self._free,
+                projects=PROJECTS_AT_ONCE,
+                after_project=self._after_project,
+                ahead=0,
+                now=self._clock.db_now(),
+            )
+            began_after = self._after_project
+            per_class: dict[int, list[int]] = {}
+            for w in waiting:
+                per_class.setdefault(w.priority, []).append(w.project_id)
+            full = [projects for projects in per_class.values() if len(projects) >= PROJECTS_AT_ONCE]
+            self._after_project = max(projects[-1] for projects in full) if full else 0
+            if waiting or not began_after:
+                return waiting
+
+    async def _share(self, waiting: Sequence[Waiting]) -> list[Share]:
+        now = self._clock.monotonic()
+        projects = {w.project_id for w in waiting}
+        limits = await self._handler.load_limits(self.lane, projects)
+        by_project = {p: [self._gate(one) for one in limits.get(p, ())] for p in projects}
+        await self._refresh_openings(by_project, now)
+        await self._lease_tokens(by_project, now)
+        chosen: dict[int, Gate | None] = {}
+        for project, mine in by_project.items():
+            usable = [g for g in mine if g.budget(now) > 0 and g.limits.weight > 0]
+            if usable:
+                weights = [g.limits.weight for g in usable]
+                chosen[project] = self._clock.random.choices(usable, weights)[0]
+            elif not mine:
+                chosen[project] = None  # pinned work may still go; the rest ends for want of an account
+        left = {p: (g.budget(now) if g else self._slots) for p, g in chosen.items()}
+        self._turn += 1
+        decided = decide_shares(
+            waiting,
+            free=self._free,
+            slots=self._slots,
+            ordinary_in_flight=self._ordinary_in_flight,
+            credits=self._credits,
+            turn=self._turn,
+            budget=lambda w: left.get(w.project_id, 0),
+        )
+        shares = []
+        for w, n in decided:  # critical first, so it takes an account's budget first
+            take = min(n, left[w.project_id])
+            left[w.project_id] -= take
+            if take:
+                account = chosen[w.project_id]
+                shares.append(Share(w.lane, w.priority, w.project_id, account.limits.account_id if account else None, take))
+        return shares
+
+    def _gate(self, limits: Limits) -> Gate:
+        found = self._gates.get(limits.account_id)
+        if found is None:
+            found = self._gates[limits.account_id] = Gate(limits)
+        elif found.limits is not limits:
+            found.limits = limits
+        return found
+
+    async def _refresh_openings(self, by_project: Mapping[int, list[Gate]], now: float) -> None:
+        """Once a second: which accounts have other workers found broken?"""
+        if now < self._openings_at:
+            return
+        self._openings_at = now + 1.0
+        mine = {g.limits.account_id: g for gates_ in by_project.values() for g in gates_}
+        for account_id, seconds in (await gates.load_openings(self._database, sorted(mine), self._clock.db_now())).items():
+            if mine[account_id].breaker.open_until is None:
+                mine[account_id].pause(seconds, now)
+
+    async def _lease_tokens(self, by_project: Mapping[int, list[Gate]], now: float) -> None:
+        wants = {g.limits.account_id: g for mine in by_project.values() for g in mine if g.wants_tokens(now)}
+        if not wants:
+            return
+        asked = {a: (g.limits, g.wants_tokens(now)) for a, g in wants.items()}
+        granted = await gates.lease_pace(self._database, asked, self._clock.db_now())
+        for account_id, gate in wants.items():
+            gate.grant_tokens(granted.get(account_id, 0), now)
+
+    async def _book(self, jobs: list[Job]) -> list[Job]:
+        """Count the claimed jobs against slots and accounts; pinned ones whose account is shut go back for later."""
+        now = self._clock.monotonic()
+        stay: list[Job] = []
+        for job in jobs:
+            if job.account_id is not None and job.account_id not in self._gates:
+                limits = await self._handler.load_account_limits(job.project_id, job.account_id)
+                if limits is not None:
+                    self._gate(limits)
+            stay.append(job)
+        for job in stay:
+            self._in_flight += 1
+            self._ordinary_in_flight += job.priority > 0
+            if gate := self._gates.get(job.account_id or 0):
+                gate.start(1)
+        shut = [j for j in stay if (g := self._gates.get(j.account_id or 0)) and now < g.paused_until]
+        if shut:
+            await self._give_back(shut, after=timedelta(seconds=0.5))
+            gone = {j.id for j in shut}
+            stay = [j for j in stay if j.id not in gone]
+        return stay
+
+    async def _give_back(self, jobs: Sequence[Job], after: timedelta | None = None) -> None:
+        """Return claimed jobs that nothing was done for."""
+        now = self._clock.monotonic()
+        for job in jobs:
+            self._end_slot(job, failed=None, now=now)
+            self._held.pop(job.id, None)
+        ordered = sorted(jobs, key=lambda job: job.id)
+        with contextlib.suppress(Exception):  # else the leases run out by themselves
+            if after is None:
+                await queue.release_jobs(self._database, ordered, [None] * len(ordered))
+            else:
+                retries = [queue.Retry(j, after, j.account_id, j.attempt) for j in ordered]
+                await queue.retry_jobs(self._database, retries, self._clock.db_now())
+
+    # ------------------------------------------------------------ sending
+
+    async def _send(self, job: Job, what: Prepared, deadline: float) -> None:
+        try:
+            await self._checkpoint("send.before")
+            outcome = await self._handler.send(job, what, deadline)
+            await self._checkpoint("send.after")
+        except asyncio.CancelledError:
+            if not self._broken_off:
+                raise
+            outcome = Outcome(self._handler.unanswered(job, what))
+        now = self._clock.monotonic()
+        if outcome is None:
+            await self._give_back([job])
+            return
+        self._end_slot(job, failed=outcome.account_failed, now=now, pause=outcome.pause)
+        self.settling.add((job, what, outcome.result)).add_done_callback(
+            lambda done: self._settled(job, what, outcome.result, done)
+        )
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        job, _ = self._sends.pop(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # A bug in a handler: the lease runs out and the sweeper records that the outcome is unknown.
+            self._end_slot(job, failed=None, now=self._clock.monotonic())
+            self._held.pop(job.id, None)
+            if isinstance(error, Exception):
+                log.error("worker.send_broke", lane=self.lane, job=str(job.id), exc_info=error)
+
+    def _end_slot(self, job: Job, *, failed: bool | None, now: float, pause: float | None = None) -> None:
+        was_full = self._free < max(1, self._slots // 4)
+        self._in_flight -= 1
+        self._ordinary_in_flight -= job.priority > 0
+        if gate := self._gates.get(job.account_id or 0):
+            if gate.end(failed=failed, now=now):
+                self._tell_opening(gate, now)
+            if pause is not None:
+                gate.pause(pause, now)
+        if was_full and self._free >= self._slots // 4:
+            self._event.set()
+
+    def _tell_opening(self, gate: Gate, now: float) -> None:
+        span = timedelta(seconds=(gate.breaker.open_until or now) - now)
+        log.warning("account.breaker_opened", account=gate.limits.account_id, seconds=span.total_seconds())
+
+        async def tell() -> None:
+            with contextlib.suppress(Exception):  # the others will find out by themselves
+                await gates.apply_opening(self._database, gate.limits, span, self._clock.db_now())
+
+        _background(tell())
+
+    # ------------------------------------------------------------ settling
+
+    async def _settle(self, batch: Sequence[tuple[Job, Prepared, Result]]) -> Sequence[None]:
+        await self._checkpoint("settle.before")
+        lanes = await self._handler.settle(batch)
+        await self._checkpoint("settle.after")
+        if self._observe_batch is not None:
+            self._observe_batch("settle", len(batch))
+        self._wakes.announce(lanes)
+        return [None] * len(batch)
+
+    def _settled(self, job: Job, what: Prepared, result: Result, done: asyncio.Future[None]) -> None:
+        if done.cancelled() or (error := done.exception()) is None:
+            self._held.pop(job.id, None)
+            return
+        if not isinstance(error, Exception):
+            return
+        # The database refused or went away. The result is all we know of a message that may be out: keep it and its
+        # lease, and try again until it is recorded or the lease is lost to another worker (then it is a late answer).
+        log.warning("worker.settle_failed", lane=self.lane, job=str(job.id), error=type(error).__name__, detail=str(error))
+
+        async def again() -> None:
+            await asyncio.sleep(0.2)
+            self.settling.add((job, what, result)).add_done_callback(
+                lambda next_: self._settled(job, what, result, next_)
+            )
+
+        _background(again())
+
+
+class FeedLanes:
+    """The feeder lanes: short transactions, one at a time, held back while the lanes that they feed are full."""
+
+    def __init__(
+        self,
+        handler: FeedHandler,
+        database: Database,
+        clock: Clock,
+        wakes: Wakes,
+        *,
+        batch: int = 400,
+        ahead: int = 2_000,
+        observe_batch: Callable[[str, int], None] | None = None,
+    ) -> None:
+        self._handler = handler
+        self._database = database
+        self._clock = clock
+        self._wakes = wakes
+        self._batch = batch
+        self._ahead = ahead
+        self._observe_batch = observe_batch
+        self._event = wakes.event(queue.FEEDER)
+        self._credits = Credits()
+        self._turn = 0
+        self._after_project = 0
+        self._blocked = False
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Step until `stop` is set; survives a database that goes away."""
+        last = 0.0
+        while not stop.is_set():
+            early = last + CLAIM_GAP - self._clock.monotonic()
+            if early > 0:
+                await asyncio.sleep(early)
+            self._event.clear()
+            try:
+                fed = await self.step()
+            except Exception as error:
+                log.warning("worker.plan_failed", error=type(error).__name__, detail=str(error))
+                fed = 0
+                await _first(stop, timeout=0.5)
+            if fed:
+                last = self._clock.monotonic()
+            else:
+                await _first(stop, self._event, timeout=BUSY_POLL if self._blocked else IDLE_POLL)
+
+    async def step(self) -> int:
+        """Plan one batch; answers with how many jobs were done."""
+        self._blocked = False
+        waiting = await queue.load_waiting(
+            self._database,
+            (queue.FEEDER, queue.LAST_FEEDER),
+            count=self._batch,
+            projects=PROJECTS_AT_ONCE,
+            after_project=self._after_project,
+            ahead=self._ahead,
+            now=self._clock.db_now(),
+        )
+        self._turn += 1
+        if not waiting:
+            self._after_project = 0
+            return 0
+        last = max(w.project_id for w in waiting)
+        self._after_project = last if len({w.project_id for w in waiting}) >= PROJECTS_AT_ONCE else 0
+        decided = decide_shares(
+            waiting,
+            free=self._batch,
+            slots=self._batch * 2,  # planning occupies no slots, so nothing has to be kept free for critical
+            ordinary_in_flight=0,
+            credits=self._credits,
+            turn=self._turn,
+            budget=lambda w: max(0, self._ahead - w.ahead),
+        )
+        if not decided:
+            self._blocked = True
+            return 0
+        done, lanes = await self._handler.feed([Share(w.lane, w.priority, w.project_id, None, n) for w, n in decided])
+        if self._observe_batch is not None and done:
+            self._observe_batch("plan", done)
+        self._wakes.announce(lanes)
+        return done
+
+
+async def sweep(database: Database, handler: SweepHandler, clock: Clock, wakes: Wakes) -> int:
+    """Free the jobs whose lease ran out, in one transaction; answers with how many."""
+    lanes: Collection[int] = ()
+
+    async def work(conn: Connection) -> int:
+        nonlocal lanes
+        jobs = await queue.lock_expired(conn, SWEEP_BATCH, clock.db_now())
+        if jobs:
+            lanes = await handler.apply_expired(conn, jobs)
+        return len(jobs)
+
+    swept = await database.transaction(work)
+    wakes.announce(lanes)
+    if swept:
+        log.warning("worker.leases_expired", jobs=swept)
+    return swept
+
+
+class Worker:
+    """All loops of one process."""
+
+    def __init__(
+        self,
+        lanes: Sequence[SendLane[Any, Any]],
+        feed: FeedLanes | None,
+        sweeper: SweepHandler,
+        database: Database,
+        clock: Clock,
+        wakes: Wakes,
+        *,
+        lease: timedelta,
+        grace: timedelta,
+        chores: Sequence[tuple[Callable[[], Awaitable[object]], float]] = (),
+    ) -> None:
+        self.lanes = lanes
+        self._feed = feed
+        self._sweeper = sweeper
+        self._database = database
+        self._clock = clock
+        self._wakes = wakes
+        self._lease = lease
+        self._grace = grace
+        self._chores = chores
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until `stop` is set, then drain: claim nothing more, finish or release what is in flight."""
+        quarter = self._lease.total_seconds() / 4
+        loops = [asyncio.create_task(lane.run(stop)) for lane in self.lanes]
+        if self._feed is not None:
+            loops.append(asyncio.create_task(self._feed.run(stop)))
+        done = asyncio.Event()
+        keepers = [
+            asyncio.create_task(self._every(quarter, self._extend, done)),
+            asyncio.create_task(self._every(quarter, self._sweep, done)),
+            *(asyncio.create_task(self._every(period, chore, done)) for chore, period in self._chores),
+        ]
+        try:
+            await asyncio.gather(*loops)
+            await asyncio.gather(*(lane.drain(self._grace.total_seconds() * 0.8) for lane in self.lanes))
+        finally:
+            done.set()
+            for task in loops:
+                task.cancel()
+            await asyncio.gather(*loops, *keepers, return_exceptions=True)
+
+    async def _extend(self) -> None:
+        for lane in self.lanes:
+            await lane.extend()
+
+    async def _sweep(self) -> None:
+        while await sweep(self._database, self._sweeper, self._clock, self._wakes) == SWEEP_BATCH:
+            pass
+
+    async def _every(self, seconds: float, work: Callable[[], Awaitable[object]], done: asyncio.Event) -> None:
+        while not done.is_set():
+            try:
+                await work()
+            except Exception as error:
+                log.warning("worker.chore_failed", error=type(error).__name__, detail=str(error))
+            # Jitter, so that the workers of a fleet do not all sweep at once.
+            await _first(done, timeout=seconds * self._clock.random.uniform(0.8, 1.0))
+
+
+_tasks: set[asyncio.Task[None]] = set()
+
+
+def _background(work: Any) -> None:
+    task = asyncio.create_task(work)
+    _tasks.add(task)
+    task.add_done_callback(_tasks.discard)
+
+
+async def _first(*events: asyncio.Event, timeout: float) -> None:
+    """Wait until one of the events is set, at most `timeout` seconds."""
+    for event in events:
+        if event.is_set():
+            return
+    loop = asyncio.get_running_loop()
+    waiter = loop.create_future()
+    timer = loop.call_later(timeout, _set_result, waiter)
+    watchers = [asyncio.create_task(_watch(event, waiter)) for event in events]
+    try:
+        await waiter
+    finally:
+        timer.cancel()
+        for watcher in watchers:
+            watcher.cancel()
+
+
+async def _watch(event: asyncio.Event, waiter: asyncio.Future[None]) -> None:
+    await event.wait()
+    _set_result(waiter)
+
+
+def _set_result(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

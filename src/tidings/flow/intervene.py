@@ -1,0 +1,224 @@
+"""Intervene: what people do to notifications that are on the road: cancel them, and replay dead letters."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from enum import StrEnum
+from typing import Final, NamedTuple
+from uuid import UUID
+
+from tidings import ids
+from tidings.clock import Clock
+from tidings.db.pool import Connection, Database
+from tidings.db.sql import load_queries
+from tidings.directory.access import Caller
+from tidings.directory.audit import apply_audit
+from tidings.engine import jobs as queue
+from tidings.engine.worker import Wakes
+from tidings.errors import NotFound
+from tidings.flow.jobs import send_job
+from tidings.flow.measure import Counts, Dimension, Meter
+from tidings.flow.settle import SQL as SETTLE_SQL
+from tidings.model.words import Channel, EventKind, Reason, Status
+
+SQL: Final = load_queries(__package__, "intervene.sql")
+
+REPLAY_BATCH: Final = 500
+
+
+class Cancelled(StrEnum):
+    """The definite answer to a cancel."""
+
+    cancelled = "cancelled"  # nothing was sent, and nothing will be
+    too_late = "too_late"  # everything had been sent, or is being sent
+    partly = "partly"  # some deliveries were still stopped, others not
+
+
+class DeadLetter(NamedTuple):
+    """A delivery that was given up; the order of the fields is that of list_dead_letters' columns."""
+
+    delivery_id: UUID
+    notification_id: UUID
+    channel: int
+    reason: str
+    attempts: int
+    at: datetime
+
+
+class Intervener:
+    """Cancels and replays, in an API process."""
+
+    def __init__(self, database: Database, meter: Meter, clock: Clock, wakes: Wakes) -> None:
+        self._database = database
+        self._meter = meter
+        self._clock = clock
+        self._wakes = wakes
+
+    async def cancel(self, caller: Caller, notification_id: UUID) -> Cancelled:
+        """Stop everything of a notification that has not left yet; a second cancel gives the same answer.
+
+        The order matters. Setting `cancelled_at` first makes every settlement that would go on wait for us. Removing
+        the plan job waits for a planner that holds it; what that one planned is then seen by the next statement.
+        Removing the send jobs waits for a claim that is under way; what it leased is in flight, hence too late.
+
+        Raises:
+            NotFound: the project has no such notification.
+        """
+        project_id = caller.project_id
+        low, high = ids.family_range(notification_id)
+
+        async def work(conn: Connection) -> Cancelled:
+            now = self._clock.db_now()
+            notification = await conn.fetchrow(SQL.lock_notification, project_id, notification_id)
+            if notification is None:
+                raise NotFound("There is no such notification in this project.")
+            if notification["cancelled_at"] is None:
+                await conn.execute(SQL.apply_cancelled_at, project_id, notification_id, now)
+                await apply_audit(
+                    conn, caller.actor, "notification.cancel", f"notification:{ids.to_public(ids.NOTIFICATION, notification_id)}"
+                )
+            unplanned = await queue.remove_free_jobs(conn, project_id, [notification_id])
+            waiting = [
+                row["id"]
+                for row in await conn.fetch(SQL.lock_open_deliveries, project_id, notification_id, low, high)
+            ]
+            freed = await queue.remove_free_jobs(conn, project_id, waiting) if waiting else set()
+            if freed:
+                rows = await conn.fetch(SQL.apply_cancelled, project_id, sorted(freed), low, high, now)
+                await self._record(conn, project_id, rows, now)
+            rows = await conn.fetch(SQL.load_statuses, project_id, notification_id, low, high)
+            statuses = [Status(row["status"]) for row in rows]
+            out = [s for s in statuses if s not in (Status.cancelled, Status.skipped)]
+            if not out:
+                return Cancelled.cancelled
+            stopped = bool(unplanned) or Status.cancelled in statuses
+            return Cancelled.partly if stopped else Cancelled.too_late
+
+        return await self._database.transaction(work)
+
+    async def _record(
+        self, conn: Connection, project_id: int, rows: Sequence[object], now: datetime | None
+    ) -> None:
+        rng = self._clock.random
+        n = len(rows)
+        records = [dict(row) for row in rows]  # type: ignore[call-overload]  # asyncpg's Record is a mapping
+        await conn.execute(
+            SETTLE_SQL.insert_events,
+            [ids.child_id(r["id"], rng) for r in records],
+            [project_id] * n,
+            [r["notification_id"] for r in records],
+            [r["id"] for r in records],
+            [int(EventKind.cancelled)] * n,
+            [None] * n,
+            [None] * n,
+            [Reason.cancelled.value] * n,
+            [None] * n,
+            [None] * n,
+            now,
+        )
+        counts: Counts = Counter()
+        for r in records:
+            dimension = Dimension(
+                project_id, 0, "", r["channel"], 0, r["template_version_id"] or 0, r["variant"] or "", r["locale"] or ""
+            )
+            counts[dimension, EventKind.cancelled] += 1
+        await self._meter.intern(dimension for dimension, _ in counts)
+        await self._meter.apply(conn, counts)
+
+    async def list_dead_letters(
+        self, project_id: int, *, before: UUID | None, reason: str | None, channel: Channel | None, limit: int
+    ) -> list[DeadLetter]:
+        """Dead letters, newest first."""
+        rows = await self._database.fetch(
+            SQL.list_dead_letters, project_id, before, reason, int(channel) if channel else None, limit
+        )
+        return [DeadLetter(*row) for row in rows]
+
+    async def replay(
+        self,
+        caller: Caller,
+        *,
+        delivery_ids: Collection[UUID] | None,
+        reason: str | None = None,
+        channel: Channel | None = None,
+        limit: int | None = None,
+    ) -> int:
+        """Send dead letters again, with all their attempts anew; answers with how many.
+
+        Args:
+            caller: who does it.
+            delivery_ids: these; None: all that fit the filters.
+            reason: only those that failed for this reason.
+            channel: only those of this channel.
+            limit: at most so many; None: all.
+        """
+        replayed = 0
+        while limit is None or replayed < limit:
+            size = REPLAY_BATCH if limit is None else min(REPLAY_BATCH, limit - replayed)
+            taken, done = await self._replay(caller, delivery_ids, reason, channel, size)
+            replayed += done
+            if taken < size:
+                break
+        return replayed
+
+    async def _replay(
+        self,
+        caller: Caller,
+        delivery_ids: Collection[UUID] | None,
+        reason: str | None,
+        channel: Channel | None,
+        size: int,
+    ) -> tuple[int, int]:
+        project_id = caller.project_id
+        lanes: set[int] = set()
+
+        async def work(conn: Connection) -> tuple[int, int]:
+            now = self._clock.db_now()
+            letters = await conn.fetch(
+                SQL.lock_dead_letters,
+                project_id,
+                list(delivery_ids) if delivery_ids is not None else None,
+                reason,
+                int(channel) if channel else None,
+                size,
+            )
+            if not letters:
+                return 0, 0
+            wanted = [row["delivery_id"] for row in letters]
+            low, high = ids.family_bounds(wanted)
+            rows = await conn.fetch(SQL.load_replays, project_id, wanted, low, high)
+            again = [row["id"] for row in rows]
+            if again:
+                await conn.execute(SQL.apply_replayed, project_id, again, low, high)
+                notifications = sorted({row["notification_id"] for row in rows})
+                await conn.execute(SQL.lift_expiry, project_id, notifications, low, high, now)
+                jobs = [
+                    send_job(row["id"], project_id, row["priority"], row["channel"], None, row["traceparent"])
+                    for row in rows
+                ]
+                await queue.insert_jobs(conn, jobs, now)
+                lanes.update(job.lane for job in jobs)
+                n = len(rows)
+                await conn.execute(
+                    SETTLE_SQL.insert_events,
+                    [ids.child_id(row["id"], self._clock.random) for row in rows],
+                    [project_id] * n,
+                    [row["notification_id"] for row in rows],
+                    again,
+                    [int(EventKind.replayed)] * n,
+                    *([None] * n for _ in range(5)),
+                    now,
+                )
+                for row in rows:
+                    await apply_audit(
+                        conn, caller.actor, "dead_letter.replay", f"delivery:{ids.to_public(ids.DELIVERY, row['id'])}"
+                    )
+            # A letter whose notification was cancelled, or that has gone on already, is only taken off the list.
+            await conn.execute(SQL.delete_dead_letters, project_id, wanted)
+            return len(letters), len(again)
+
+        done = await self._database.transaction(work)
+        self._wakes.announce(lanes)
+        return done

@@ -1,0 +1,54 @@
+-- name: lock_notification
+SELECT id, priority, cancelled_at, traceparent, channels FROM notification WHERE project_id = $1 AND id = $2 FOR UPDATE;
+
+-- name: apply_cancelled_at
+UPDATE notification SET cancelled_at = coalesce($3::timestamptz, now()) WHERE project_id = $1 AND id = $2;
+
+-- name: lock_open_deliveries
+-- The notification's deliveries that are still queued; $3 and $4 are its family's bounds.
+SELECT id FROM delivery
+WHERE project_id = $1 AND id >= $3 AND id <= $4 AND notification_id = $2 AND status = 0
+ORDER BY id FOR UPDATE;
+
+-- name: load_statuses
+SELECT id, status FROM delivery
+WHERE project_id = $1 AND id >= $3 AND id <= $4 AND notification_id = $2 ORDER BY id;
+
+-- name: apply_cancelled
+UPDATE delivery SET status = 6, reason = 'cancelled', ended_at = coalesce($5::timestamptz, now())
+WHERE project_id = $1 AND id = ANY ($2::uuid[]) AND id >= $3 AND id <= $4 AND status = 0
+RETURNING id, notification_id, channel, template_version_id, locale, variant;
+
+-- name: lock_dead_letters
+-- Dead letters to replay: the ones named ($2), or the oldest that fit the filters.
+SELECT d.delivery_id, d.notification_id FROM dead_letter d
+WHERE d.project_id = $1 AND ($2::uuid[] IS NULL OR d.delivery_id = ANY ($2::uuid[]))
+  AND ($3::text IS NULL OR d.reason = $3) AND ($4::smallint IS NULL OR d.channel = $4)
+ORDER BY d.delivery_id LIMIT $5 FOR UPDATE SKIP LOCKED;
+
+-- name: load_replays
+SELECT d.id, d.notification_id, d.channel, n.priority, n.traceparent
+FROM unnest($2::uuid[]) AS x (id)
+JOIN delivery d ON d.project_id = $1 AND d.id = x.id AND d.id >= $3 AND d.id <= $4
+JOIN notification n ON n.project_id = $1 AND n.id = d.notification_id AND n.id >= $3 AND n.id <= $4
+WHERE d.status = 4 AND n.cancelled_at IS NULL
+ORDER BY d.id FOR UPDATE OF d;
+
+-- name: apply_replayed
+UPDATE delivery SET status = 0, reason = NULL, ended_at = NULL
+WHERE project_id = $1 AND id = ANY ($2::uuid[]) AND id >= $3 AND id <= $4;
+
+-- name: lift_expiry
+-- Whoever replays a letter wants it sent, however old it is.
+UPDATE notification SET expires_at = NULL
+WHERE project_id = $1 AND id = ANY ($2::uuid[]) AND id >= $3 AND id <= $4
+  AND expires_at <= coalesce($5::timestamptz, now());
+
+-- name: delete_dead_letters
+DELETE FROM dead_letter WHERE project_id = $1 AND delivery_id = ANY ($2::uuid[]);
+
+-- name: list_dead_letters
+SELECT delivery_id, notification_id, channel, reason, attempts, at FROM dead_letter
+WHERE project_id = $1 AND ($2::uuid IS NULL OR delivery_id < $2)
+  AND ($3::text IS NULL OR reason = $3) AND ($4::smallint IS NULL OR channel = $4)
+ORDER BY delivery_id DESC LIMIT $5;

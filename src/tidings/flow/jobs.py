@@ -1,0 +1,47 @@
+"""Which jobs there are, and on which lanes they wait.
+
+| kind | about          | lane                                   | done by                                |
+|------|----------------|----------------------------------------|----------------------------------------|
+| plan | a notification | FEEDER + the set of channels it may use | `plan.Planner`, in one transaction     |
+| send | a delivery     | the channel's number                   | `send.Sender`, then `settle.Settler`   |
+
+A plan job waits on a lane of its channel set, so that a slow SMS provider holds back the planning of text messages and
+not that of e-mails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from tidings.engine.jobs import FEEDER, NewJob
+from tidings.model.words import Channel
+
+PLAN: Final = 1
+SEND: Final = 2
+
+ALL_CHANNELS: Final = sum(1 << channel for channel in Channel)
+
+
+def to_mask(channels: Iterable[int]) -> int:
+    """The bit set of channels, as stored in `notification.channels` and in a plan job's lane."""
+    mask = 0
+    for channel in channels:
+        mask |= 1 << channel
+    return mask
+
+
+def plan_job(
+    id_: UUID, project_id: int, priority: int, channels: int, due_at: datetime | None, traceparent: str | None
+) -> NewJob:
+    """The job that plans a notification; `channels` is the bit set it may use."""
+    return NewJob(id_, project_id, PLAN, FEEDER + (channels & 255), priority, due_at, None, traceparent)
+
+
+def send_job(
+    id_: UUID, project_id: int, priority: int, channel: int, account_id: int | None, traceparent: str | None
+) -> NewJob:
+    """The job that sends a delivery, pinned to `account_id` if one is given."""
+    return NewJob(id_, project_id, SEND, channel, priority, None, account_id, traceparent)

@@ -1,0 +1,59 @@
+"""Load: what sending and settling need to know of deliveries, many at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+from uuid import UUID
+
+from tidings import ids
+from tidings.db.sql import load_queries
+from tidings.model.words import Channel, Status
+
+SQL: Final = load_queries(__package__, "load.sql")
+
+
+class Delivery(NamedTuple):
+    """A delivery as it is before an attempt; the order of the fields is that of load_deliveries' columns after `ord`."""
+
+    id: UUID
+    project_id: int
+    notification_id: UUID
+    channel: Channel
+    status: Status
+    address: str
+    template_version_id: int | None
+    locale: str | None
+    variant: str | None
+    type_version_id: int | None
+    user_id: str | None
+    data: str | None
+    content: str | None
+    at_most_once: bool
+    test: bool
+    expires_at: datetime | None
+    cancelled: bool
+    expired: bool
+    suppressed: bool
+    user_time_zone: str | None
+    user_attributes: str | None
+
+
+async def load_deliveries(
+    connection: Any, places: Sequence[tuple[UUID, int]], now: datetime | None
+) -> list[Delivery | None]:
+    """The deliveries at these (id, project) places, in order; None where retention has dropped one."""
+    found: list[Delivery | None] = [None] * len(places)
+    if not places:
+        return found
+    low, high = ids.family_bounds(id_ for id_, _ in places)
+    rows = await connection.fetch(
+        SQL.load_deliveries, [id_ for id_, _ in places], [project for _, project in places], low, high, now
+    )
+    for row in rows:
+        ord_, id_, project_id, notification_id, channel, status, *rest = row
+        found[ord_ - 1] = Delivery(
+            id_, project_id, notification_id, Channel(channel), Status(status), *rest
+        )
+    return found

@@ -1,0 +1,76 @@
+"""Measure: what the road counts, without a hot counter on it.
+
+Each transaction appends a few insert-only delta rows, one per dimension and kind that its batch touched; `fold` moves
+them into the roll-ups by the minute. Dashboards read roll-ups plus the deltas not yet folded, and never scan events.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+from tidings.clock import Clock
+from tidings.db.pool import Connection, Database
+from tidings.db.sql import load_queries
+from tidings.model.words import EventKind
+
+SQL: Final = load_queries(__package__, "measure.sql")
+
+FOLD_BATCH: Final = 20_000
+CACHED_DIMENSIONS: Final = 50_000
+
+
+class Dimension(NamedTuple):
+    """By what things are counted. 0 and '' stand for none."""
+
+    project_id: int
+    type_version_id: int = 0
+    category_key: str = ""
+    channel: int = 0
+    account_id: int = 0
+    template_version_id: int = 0
+    variant: str = ""
+    locale: str = ""
+
+
+Counts = Counter[tuple[Dimension, EventKind]]
+
+
+class Meter:
+    """Interns dimensions and writes deltas."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+        self._ids: dict[Dimension, int] = {}
+
+    async def intern(self, dimensions: Iterable[Dimension]) -> None:
+        """Make sure that every dimension has its id; before the transaction that counts, so that it holds no locks."""
+        new = sorted({d for d in dimensions if d not in self._ids})
+        if not new:
+            return
+        if len(self._ids) > CACHED_DIMENSIONS:
+            self._ids.clear()
+        columns = [list(column) for column in zip(*new, strict=True)]
+        await self._database.execute(SQL.insert_dimensions, *columns)
+        for row in await self._database.fetch(SQL.load_dimensions, *columns):
+            self._ids[new[row["ord"] - 1]] = row["id"]
+
+    async def apply(self, conn: Connection, counts: Counts) -> None:
+        """Append the deltas of one batch to its transaction; `intern` was called with its dimensions."""
+        if not counts:
+            return
+        entries = [(self._ids[d], d.project_id, int(kind), n) for (d, kind), n in counts.items()]
+        columns = [list(column) for column in zip(*entries, strict=True)]
+        await conn.execute(SQL.insert_deltas, *columns, self._clock.db_now())
+
+
+async def fold(database: Database) -> int:
+    """Move the deltas into the roll-ups; answers with how many."""
+    folded = 0
+    while True:
+        n = await database.fetchval(SQL.fold_deltas, FOLD_BATCH)
+        folded += n
+        if n < FOLD_BATCH:
+            return folded

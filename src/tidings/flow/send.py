@@ -1,0 +1,279 @@
+"""Send: a claimed delivery is rendered and handed to its account's provider. No transaction is open meanwhile.
+
+Whatever happens becomes a value: an answer of the provider, a reason why nothing was sent, or the admission that nobody
+knows. A bug in a provider counts as not knowing, since its bytes may have left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
+
+import structlog
+
+from tidings import ids
+from tidings.clock import Clock
+from tidings.db.pool import Database
+from tidings.directory.catalog import Account, Catalog, TemplateVersion
+from tidings.engine.gate import Limits
+from tidings.engine.jobs import Job
+from tidings.engine.worker import Outcome
+from tidings.errors import ProviderError, RenderError
+from tidings.flow.load import Delivery, load_deliveries
+from tidings.flow.render import render_message
+from tidings.flow.settle import Ended, Settlement, Settler
+from tidings.model.messages import Deferred, Message, Rejected, SendResult, Sent, Throttled, Uncertain
+from tidings.model.words import EFFECTS, Channel, Effect, Reason, Status
+from tidings.providers import registry
+from tidings.providers.port import Provider, Surroundings
+
+log = structlog.get_logger(__name__)
+
+MARGIN: Final = 2.0
+"""Seconds of lease that must remain beyond the time-out of a send, for settling it."""
+
+ACCOUNT_REASONS: Final = frozenset(
+    {Reason.connect_failed, Reason.provider_error, Reason.bad_answer, Reason.unauthorized, Reason.blocked}
+)
+"""Reasons that speak against the account rather than the message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A delivery ready to be sent, or with the reason why it will not be."""
+
+    delivery: Delivery | None
+    """None: retention dropped it; the job has nothing left to do."""
+    template: TemplateVersion | None
+    account: Account | None
+    siblings: tuple[int, ...] = ()
+    """The other accounts of the project on this channel, for failover."""
+    category: str = ""
+
+
+class Sender:
+    """The third stage, in a worker process: the handler of the sending lanes."""
+
+    def __init__(
+        self,
+        database: Database,
+        catalog: Catalog,
+        settler: Settler,
+        surroundings: Surroundings,
+        clock: Clock,
+        *,
+        timeout: timedelta,
+    ) -> None:
+        self._database = database
+        self._catalog = catalog
+        self._settler = settler
+        self._surroundings = surroundings
+        self._clock = clock
+        self._timeout = timeout.total_seconds()
+        self._providers: dict[int, tuple[int, Provider]] = {}
+        self._limits: dict[int, tuple[Account, Limits]] = {}
+        self._retired: set[asyncio.Task[None]] = set()
+
+    # ------------------------------------------------------------ accounts
+
+    async def load_limits(self, lane: int, project_ids: Collection[int]) -> Mapping[int, Sequence[Limits]]:
+        """Each project's live accounts on this channel."""
+        channel = Channel(lane)
+        return {
+            project_id: [
+                self._to_limits(account)
+                for account in (await self._catalog.load_accounts(project_id)).get(channel, ())
+                if not account.test
+            ]
+            for project_id in project_ids
+        }
+
+    async def load_account_limits(self, project_id: int, account_id: int) -> Limits | None:
+        """The limits of one account; None when it is gone or switched off."""
+        account = await self._account(project_id, account_id)
+        return self._to_limits(account) if account is not None else None
+
+    def _to_limits(self, account: Account) -> Limits:
+        known = self._limits.get(account.id)
+        if known is None or known[0].revision != account.revision:
+            limits = Limits(
+                account.id, account.project_id, account.concurrency, account.rate, account.burst, account.weight
+            )
+            known = self._limits[account.id] = (account, limits)
+        return known[1]
+
+    async def _account(self, project_id: int, account_id: int | None) -> Account | None:
+        for accounts in (await self._catalog.load_accounts(project_id)).values():
+            for account in accounts:
+                if account.id == account_id:
+                    return account
+        return None
+
+    def _provider(self, account: Account) -> Provider:
+        known = self._providers.get(account.id)
+        if known is not None and known[0] == account.revision:
+            return known[1]
+        provider = registry.create(account.provider, account.config, self._surroundings)
+        self._providers[account.id] = (account.revision, provider)
+        if known is not None:
+            self._retire(known[1])
+        return provider
+
+    def _retire(self, provider: Provider) -> None:
+        """Close a provider whose account was changed, once its last sends are over."""
+
+        async def later() -> None:
+            await asyncio.sleep(self._timeout)
+            await provider.close()
+
+        task = asyncio.create_task(later())
+        self._retired.add(task)
+        task.add_done_callback(self._retired.discard)
+
+    async def close(self) -> None:
+        """Give back every connection."""
+        for task in self._retired:
+            task.cancel()
+        for _, provider in self._providers.values():
+            await provider.close()
+
+    # ------------------------------------------------------------ the handler
+
+    async def prepare(self, jobs: Sequence[Job]) -> Sequence[Prepared]:
+        """Load the deliveries of claimed jobs, with their templates and accounts."""
+        deliveries = await load_deliveries(
+            self._database, [(job.id, job.project_id) for job in jobs], self._clock.db_now()
+        )
+        known = [d for d in deliveries if d is not None]
+        templates = await self._catalog.load_template_versions(
+            {(d.project_id, d.template_version_id) for d in known if d.template_version_id is not None}
+        )
+        types = await self._catalog.load_type_versions(
+            {(d.project_id, d.type_version_id) for d in known if d.type_version_id is not None}
+        )
+        prepared = []
+        for job, delivery in zip(jobs, deliveries, strict=True):
+            if delivery is None:
+                prepared.append(Prepared(None, None, None))
+                continue
+            accounts = (await self._catalog.load_accounts(job.project_id)).get(delivery.channel, ())
+            account = next((a for a in accounts if a.id == job.account_id), None)
+            prepared.append(
+                Prepared(
+                    delivery,
+                    templates.get(delivery.template_version_id or 0),
+                    account,
+                    tuple(a.id for a in accounts if not a.test and a.weight > 0 and a.id != job.account_id)
+                    if account is not None and not account.test
+                    else (),
+                    types[delivery.type_version_id].category if delivery.type_version_id in types else "",
+                )
+            )
+        return prepared
+
+    async def send(self, job: Job, prepared: Prepared, deadline: float) -> Outcome[Settlement] | None:
+        """One attempt; None when too little of the lease is left to begin it."""
+        delivery = prepared.delivery
+        ended = _forbidden(prepared)
+        if ended is not None or delivery is None:
+            return Outcome(self._settle(job, prepared, ended or Ended(Status.failed, Reason.expired)))
+        if prepared.account is None:
+            return Outcome(self._settle(job, prepared, Ended(Status.failed, Reason.no_account)))
+        try:
+            message = render_message(delivery, prepared.template, job.traceparent)
+        except RenderError as error:
+            return Outcome(self._settle(job, prepared, Ended(Status.failed, Reason.render_failed, str(error))))
+        try:
+            provider = self._provider(prepared.account)
+        except ProviderError as error:
+            return Outcome(self._settle(job, prepared, Rejected(Reason.unauthorized, str(error))), account_failed=True)
+        timeout = min(self._timeout, provider.spec.timeout.total_seconds())
+        if deadline - self._clock.monotonic() < timeout + MARGIN:
+            return None
+        result: SendResult
+        began = self._clock.monotonic()
+        try:
+            async with asyncio.timeout(timeout):
+                result = await provider.send(message, ids.to_public(ids.DELIVERY, delivery.id))
+        except TimeoutError:
+            result = Uncertain(f"no answer within {timeout:g} s")
+        except ProviderError as error:
+            result = Rejected(Reason.unsupported, str(error))
+        except Exception as error:
+            log.error("send.provider_broke", provider=prepared.account.provider, exc_info=error)
+            result = Uncertain(f"the adapter failed: {type(error).__name__}")
+        self._settler.observe_attempt(prepared.account, result, self._clock.monotonic() - began)
+        return Outcome(
+            self._settle(job, prepared, result, confirms=provider.spec.confirms_delivery, message=message),
+            account_failed=_speaks_against_account(result, per_address=provider.spec.per_address),
+            pause=_pause(result),
+        )
+
+    def unanswered(self, job: Job, prepared: Prepared) -> Settlement:
+        """The settlement of a send that is broken off: nobody knows."""
+        return self._settle(job, prepared, Uncertain("the worker had to stop"))
+
+    async def settle(self, batch: Sequence[tuple[Job, Prepared, Settlement]]) -> Collection[int]:
+        """Record a batch in one transaction."""
+        return await self._settler.apply([settlement for _, _, settlement in batch])
+
+    def _settle(
+        self,
+        job: Job,
+        prepared: Prepared,
+        what: SendResult | Ended,
+        *,
+        confirms: bool = False,
+        message: Message | None = None,
+    ) -> Settlement:
+        return self._settler.decide(
+            job,
+            prepared.delivery,
+            what,
+            account=prepared.account,
+            siblings=prepared.siblings,
+            category=prepared.category,
+            confirms=confirms,
+            message=message,
+        )
+
+
+def _forbidden(prepared: Prepared) -> Ended | None:
+    """Why this delivery must not be sent now, if so."""
+    delivery = prepared.delivery
+    if delivery is None:
+        return Ended(Status.failed, Reason.expired)
+    if delivery.status is not Status.queued:
+        return Ended(delivery.status, None)  # settled meanwhile, by a receipt or a late answer: only the job is left
+    if delivery.cancelled:
+        return Ended(Status.cancelled, Reason.cancelled)
+    if delivery.expired:
+        return Ended(Status.expired, Reason.expired)
+    if delivery.suppressed:
+        return Ended(Status.skipped, Reason.suppressed)
+    return None
+
+
+def _speaks_against_account(result: SendResult, *, per_address: bool) -> bool | None:
+    if per_address:
+        return None
+    match result:
+        case Sent():
+            return False
+        case Deferred(reason=reason) | Rejected(reason=reason):
+            return True if reason in ACCOUNT_REASONS or EFFECTS[reason] is Effect.failover else None
+        case Uncertain():
+            return True
+        case Throttled():
+            return None
+
+
+def _pause(result: SendResult) -> float | None:
+    if isinstance(result, Throttled):
+        return result.retry_after.total_seconds() if result.retry_after is not None else 1.0
+    return None
+
+

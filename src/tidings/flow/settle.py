@@ -1,0 +1,506 @@
+"""Settle: what came of an attempt becomes state, event, the end of the job or its next due time, in one transaction.
+
+The decision is pure. Writing it is guarded twice: the job's epoch says whether this worker still owns the delivery, the
+delivery's status says whether something else (a receipt) has moved it meanwhile. An answer that comes too late moves
+nothing, but is kept as an event, and as proof where nobody knew.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any, Final, NamedTuple
+from uuid import UUID
+
+import msgspec
+
+from tidings import ids
+from tidings.clock import Clock
+from tidings.db.pool import Connection, Database
+from tidings.db.sql import load_queries
+from tidings.directory.catalog import Account, Catalog
+from tidings.engine import jobs as queue
+from tidings.engine.jobs import Job, Retry
+from tidings.engine.worker import no_checkpoint
+from tidings.flow.load import Delivery, load_deliveries
+from tidings.flow.measure import Counts, Dimension, Meter
+from tidings.model.messages import (
+    Deferred,
+    InApp,
+    Message,
+    Rejected,
+    SendResult,
+    Sent,
+    Throttled,
+    Uncertain,
+    to_evidence,
+)
+from tidings.model.transitions import decide_transition
+from tidings.model.words import EFFECTS, Channel, Effect, EventKind, Reason, Status
+
+SQL: Final = load_queries(__package__, "settle.sql")
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How a channel's deliveries are retried: exponential backoff with full jitter."""
+
+    attempts: int
+    """At most so many, over all accounts."""
+    per_account: int
+    """After so many with one account, the next account is tried, where there is one."""
+    base: timedelta
+    cap: timedelta
+    give_up_after: timedelta = timedelta(days=3)
+    """Counted from the plan; a delivery that is only ever throttled ends too."""
+
+    def backoff(self, attempt: int, rng: random.Random) -> timedelta:
+        """How long to wait after the `attempt`-th attempt (from 1)."""
+        span = min(self.cap, self.base * 2 ** min(attempt - 1, 30))
+        return span * rng.random()
+
+
+POLICIES: Final[Mapping[Channel, Policy]] = {
+    # Greylisting lifts after minutes; RFC 5321 (4.5.4.1) asks for patience.
+    Channel.email: Policy(10, 4, timedelta(seconds=10), timedelta(hours=1)),
+    Channel.sms: Policy(6, 3, timedelta(seconds=5), timedelta(minutes=15)),
+    Channel.push: Policy(6, 3, timedelta(seconds=2), timedelta(minutes=15)),
+    Channel.in_app: Policy(8, 8, timedelta(seconds=1), timedelta(minutes=1)),
+    # Standard Webhooks recommends a schedule from seconds to hours over more than a day.
+    Channel.webhook: Policy(10, 10, timedelta(seconds=5), timedelta(hours=10)),
+    Channel.chat: Policy(6, 3, timedelta(seconds=5), timedelta(minutes=15)),
+}
+
+
+class Ended(NamedTuple):
+    """No attempt was made: the delivery ends here. `reason` None: it had ended before, only the job is left."""
+
+    status: Status
+    reason: Reason | None
+    detail: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What is to be written for one claimed job."""
+
+    job: Job
+    delivery: Delivery | None
+    status: Status | None
+    """None: the delivery is not touched, only the job ends."""
+    reason: Reason | None = None
+    event: EventKind | None = None
+    evidence: str | None = None
+    provider_id: str | None = None
+    attempts: int = 0
+    account_id: int | None = None
+    retry: Retry | None = None
+    """None ends the job."""
+    suppress: bool = False
+    drop_address: bool = False
+    dead: bool = False
+    item: InApp | None = None
+    category: str = ""
+
+
+def decide_settlement(
+    job: Job,
+    delivery: Delivery | None,
+    what: SendResult | Ended,
+    *,
+    account: Account | None,
+    siblings: Sequence[int],
+    category: str,
+    confirms: bool,
+    message: Message | None,
+    policy: Policy,
+    rng: random.Random,
+    now: datetime,
+) -> Settlement:
+    """What follows from the outcome of one claimed job. Pure, but for the draws from `rng`.
+
+    Args:
+        job: the claim.
+        delivery: as it was loaded before the attempt; None when it is gone.
+        what: the provider's answer, or why there was no attempt.
+        account: the account of the attempt.
+        siblings: the other accounts that failover may turn to.
+        category: the type's, for the roll-ups.
+        confirms: `Sent` means delivered for this provider.
+        message: what was sent.
+        policy: the channel's retry policy.
+        now: for expiry and giving up.
+    """
+    if delivery is None:
+        return Settlement(job, None, None)
+    account_id = account.id if account is not None else None
+    simulated = account is not None and account.test
+
+    def end(status: Status, reason: Reason | None, event: EventKind, *, attempted: bool, **more: Any) -> Settlement:
+        effect = EFFECTS[reason] if reason is not None else Effect.none
+        failed = status is Status.failed
+        return Settlement(
+            job, delivery, status, reason, event,
+            attempts=job.attempt + attempted,
+            account_id=account_id if attempted else None,
+            suppress=failed and effect is Effect.suppress and not simulated,
+            drop_address=failed and effect is Effect.drop_address and not simulated,
+            dead=failed and effect not in (Effect.suppress, Effect.drop_address),
+            category=category,
+            **more,
+        )  # fmt: skip
+
+    def again(reason: Reason, event: EventKind | None, after: timedelta, pin: int | None, attempt: int) -> Settlement:
+        evidence = _evidence(what)
+        due_at = now + after
+        if delivery.expires_at is not None and due_at >= delivery.expires_at:
+            return end(Status.expired, Reason.expired, EventKind.expired, attempted=True, evidence=evidence)
+        if attempt >= policy.attempts or due_at >= ids.time_of(delivery.id) + policy.give_up_after:
+            final = Reason.uncertain if reason is Reason.uncertain else Reason.attempts_exhausted
+            return end(Status.failed, final, EventKind.failed, attempted=True, evidence=evidence)
+        return Settlement(
+            job, delivery, Status.queued, reason, event, evidence,
+            attempts=attempt, account_id=account_id, retry=Retry(job, after, pin, attempt), category=category,
+        )  # fmt: skip
+
+    made = job.attempt + 1
+    stay = account_id if simulated else None
+    match what:
+        case Ended(status=status, reason=None):
+            return Settlement(job, delivery, None)
+        case Ended(status=status, reason=reason, detail=detail):
+            evidence = _to_json({"detail": detail}) if detail else None
+            return end(status, reason, EventKind(int(status)), attempted=False, evidence=evidence)
+        case Sent(provider_id=provider_id):
+            status = Status.delivered if confirms else Status.sent
+            item = message.content if message is not None and isinstance(message.content, InApp) else None
+            return end(
+                status, None, EventKind(int(status)), attempted=True, evidence=_evidence(what),
+                provider_id=provider_id, item=None if simulated else item,
+            )  # fmt: skip
+        case Rejected(reason=reason):
+            if EFFECTS[reason] is Effect.failover and siblings and made < policy.attempts:
+                return again(reason, EventKind.retrying, timedelta(0), _next_account(account_id, siblings), made)
+            if EFFECTS[reason] is Effect.retry:  # a definite no that time may mend
+                return again(reason, EventKind.retrying, policy.backoff(made, rng), stay, made)
+            return end(Status.failed, reason, EventKind.failed, attempted=True, evidence=_evidence(what))
+        case Deferred(reason=reason, retry_after=retry_after):
+            after = policy.backoff(made, rng)
+            if retry_after is not None:
+                after = max(after, retry_after * rng.uniform(1.0, 1.1))
+            pin = stay
+            if siblings and made % policy.per_account == 0:
+                pin, after = _next_account(account_id, siblings), timedelta(0)
+            return again(reason, EventKind.retrying, after, pin, made)
+        case Throttled(retry_after=retry_after):
+            after = (retry_after or timedelta(seconds=1)) * rng.uniform(1.0, 1.2)
+            return again(Reason.throttled, None, after, stay, job.attempt)
+        case Uncertain():
+            if delivery.at_most_once:
+                return end(
+                    Status.failed, Reason.uncertain, EventKind.uncertain, attempted=True, evidence=_evidence(what)
+                )
+            return again(Reason.uncertain, EventKind.uncertain, policy.backoff(made, rng), account_id, made)
+
+
+def _next_account(current: int | None, siblings: Sequence[int]) -> int:
+    """The next account in a fixed round, so that every one gets its turn."""
+    ordered = sorted(siblings)
+    return next((a for a in ordered if current is not None and a > current), ordered[0])
+
+
+def _evidence(what: SendResult | Ended) -> str | None:
+    return None if isinstance(what, Ended) else _to_json(to_evidence(what))
+
+
+def _to_json(value: object) -> str:
+    # PostgreSQL's text and json know no U+0000, and evidence is a vendor's: anything may be in it.
+    return msgspec.json.encode(value).replace(b"\\u0000", b"\\ufffd").decode()
+
+
+class Settler:
+    """The last stage on the road, in a worker process."""
+
+    def __init__(
+        self,
+        database: Database,
+        catalog: Catalog,
+        meter: Meter,
+        clock: Clock,
+        *,
+        policies: Mapping[Channel, Policy] = POLICIES,
+        checkpoint: Callable[[str], Awaitable[None]] = no_checkpoint,
+        observe_settled: Callable[[Settlement], None] | None = None,
+        observe_attempt: Callable[[Account, SendResult, float], None] | None = None,
+    ) -> None:
+        self._database = database
+        self._catalog = catalog
+        self._meter = meter
+        self._clock = clock
+        self._policies = policies
+        self._checkpoint = checkpoint
+        self._observe_settled = observe_settled
+        self.observe_attempt: Callable[[Account, SendResult, float], None] = observe_attempt or (lambda *_: None)
+
+    def decide(
+        self,
+        job: Job,
+        delivery: Delivery | None,
+        what: SendResult | Ended,
+        *,
+        account: Account | None,
+        siblings: Sequence[int] = (),
+        category: str = "",
+        confirms: bool = False,
+        message: Message | None = None,
+    ) -> Settlement:
+        """`decide_settlement` with this settler's policies, clock and dice."""
+        channel = delivery.channel if delivery is not None else Channel.email
+        return decide_settlement(
+            job,
+            delivery,
+            what,
+            account=account,
+            siblings=siblings,
+            category=category,
+            confirms=confirms,
+            message=message,
+            policy=self._policies[channel],
+            rng=self._clock.random,
+            now=self._clock.now(),
+        )
+
+    async def apply(self, batch: Sequence[Settlement]) -> Collection[int]:
+        """Write a batch in one transaction; answers with the lanes that have work due at once."""
+        batch = sorted(batch, key=lambda s: s.job.id)
+        await self._meter.intern(_dimension(s) for s in batch if s.event is not None)
+
+        async def work(conn: Connection) -> list[Settlement]:
+            written = await self.write(conn, batch)
+            await self._checkpoint("settle.commit")
+            return written
+
+        written = await self._database.transaction(work)
+        if self._observe_settled is not None:
+            for settlement in written:
+                self._observe_settled(settlement)
+        return {s.job.lane for s in written if s.retry is not None and not s.retry.after}
+
+    async def write(self, conn: Connection, batch: Sequence[Settlement]) -> list[Settlement]:
+        """Write settlements, sorted by job id, in the caller's transaction; answers with those that took effect."""
+        now = self._clock.db_now()
+        batch = await self._respect_cancels(conn, batch)
+        ours = await queue.finish_jobs(conn, [s.job for s in batch if s.retry is None])
+        ours |= await queue.retry_jobs(conn, [s.retry for s in batch if s.retry is not None], now)
+        valid = [s for s in batch if s.job.id in ours]
+        late = [s for s in batch if s.job.id not in ours and s.delivery is not None and s.event is not None]
+        moved = await self._move(conn, valid, now)
+        events = [(s, s.event) for s in valid if s.event is not None]
+        counted = [s for s in valid if s.job.id in moved]
+        if late:
+            events += [(s, EventKind.late) for s in late]
+            counted += await self._lift(conn, late, now)
+        await self._insert_events(conn, events, now)
+        await self._insert_effects(conn, [s for s in valid if s.job.id in moved], now)
+        await self._meter.apply(conn, _count(counted))
+        return valid
+
+    async def apply_expired(self, conn: Connection, jobs: Sequence[Job]) -> Collection[int]:
+        """The sweeper's handler: leases ran out, so it is not known whether these were sent; that is written down."""
+        jobs = sorted(jobs, key=lambda job: job.id)
+        deliveries = await load_deliveries(conn, [(j.id, j.project_id) for j in jobs], self._clock.db_now())
+        types = await self._catalog.load_type_versions(
+            {(d.project_id, d.type_version_id) for d in deliveries if d is not None and d.type_version_id is not None}
+        )
+        batch = []
+        for job, delivery in zip(jobs, deliveries, strict=True):
+            account = None
+            if delivery is not None and job.account_id is not None:
+                accounts = (await self._catalog.load_accounts(job.project_id)).get(delivery.channel, ())
+                account = next((a for a in accounts if a.id == job.account_id), None)
+            category = types[delivery.type_version_id].category if delivery and delivery.type_version_id in types else ""
+            what: SendResult | Ended = Uncertain("the lease ran out: the worker died or lost the database")
+            if delivery is not None and delivery.status is not Status.queued:
+                what = Ended(delivery.status, None)
+            elif delivery is not None and delivery.channel is Channel.in_app:
+                # Items are stored by settling: what was not settled did certainly not happen.
+                what = Deferred(Reason.provider_error, detail="the worker died before the item was stored")
+            settlement = self.decide(job, delivery, what, account=account, category=category)
+            if settlement.retry is not None and account is None and job.account_id is not None:
+                settlement = replace(settlement, retry=settlement.retry._replace(account_id=None))
+            batch.append(settlement)
+        await self._meter.intern(_dimension(s) for s in batch if s.event is not None)
+        await self.write(conn, batch)
+        return ()
+
+    # ------------------------------------------------------------ writing
+
+    async def _respect_cancels(self, conn: Connection, batch: Sequence[Settlement]) -> list[Settlement]:
+        """What goes on must not go on when its notification was cancelled; looked up under that notification's lock."""
+        on = [s for s in batch if s.retry is not None and s.delivery is not None]
+        if not on:
+            return list(batch)
+        places = sorted({(s.delivery.notification_id, s.delivery.project_id) for s in on if s.delivery is not None})
+        low, high = ids.family_bounds(id_ for id_, _ in places)
+        rows = await conn.fetch(SQL.lock_cancelled, [i for i, _ in places], [p for _, p in places], low, high)
+        cancelled = {row["id"] for row in rows if row["cancelled"]}
+        return [
+            replace(
+                s, status=Status.cancelled, reason=Reason.cancelled, event=EventKind.cancelled, retry=None, dead=False
+            )
+            if s.retry is not None and s.delivery is not None and s.delivery.notification_id in cancelled
+            else s
+            for s in batch
+        ]
+
+    async def _move(self, conn: Connection, batch: Sequence[Settlement], now: datetime | None) -> set[UUID]:
+        """Move the deliveries; answers with those that moved."""
+        batch = [s for s in batch if s.status is not None]
+        moved = await self._update(conn, [(s, Status.queued) for s in batch], now)
+        missed = [s for s in batch if s.job.id not in moved]
+        if missed:  # a receipt was faster, or an operator
+            moved |= await self._update(conn, await self._still_allowed(conn, missed), now)
+        return moved
+
+    async def _lift(self, conn: Connection, late: Sequence[Settlement], now: datetime | None) -> list[Settlement]:
+        """A late answer moves no state, but lifts failed(uncertain) when it proves that the message went out."""
+        proofs = [s for s in late if s.status in (Status.sent, Status.delivered)]
+        allowed = [
+            (s, at) for s, at in await self._still_allowed(conn, proofs) if at is Status.failed
+        ]
+        moved = await self._update(conn, allowed, now)
+        return [s for s in proofs if s.job.id in moved]
+
+    async def _still_allowed(
+        self, conn: Connection, batch: Sequence[Settlement]
+    ) -> list[tuple[Settlement, Status]]:
+        if not batch:
+            return []
+        low, high = ids.family_bounds(s.job.id for s in batch)
+        rows = await conn.fetch(
+            SQL.lock_deliveries, [s.job.id for s in batch], [s.job.project_id for s in batch], low, high
+        )
+        found = {row["id"]: (Status(row["status"]), Reason(row["reason"]) if row["reason"] else None) for row in rows}
+        allowed = []
+        for s in batch:
+            if s.job.id in found and s.status is not None:
+                status, reason = found[s.job.id]
+                if decide_transition(status, reason, s.status) is s.status and s.status is not Status.queued:
+                    allowed.append((s, status))
+        return allowed
+
+    async def _update(
+        self, conn: Connection, batch: Sequence[tuple[Settlement, Status]], now: datetime | None
+    ) -> set[UUID]:
+        if not batch:
+            return set()
+        low, high = ids.family_bounds(s.job.id for s, _ in batch)
+        rows = await conn.fetch(
+            SQL.update_deliveries,
+            [s.job.id for s, _ in batch],
+            [s.job.project_id for s, _ in batch],
+            [int(s.status) if s.status is not None else 0 for s, _ in batch],
+            [s.reason for s, _ in batch],
+            [s.attempts for s, _ in batch],
+            [s.account_id for s, _ in batch],
+            [s.provider_id for s, _ in batch],
+            low,
+            [int(expected) for _, expected in batch],
+            now,
+            high,
+        )
+        return {row[0] for row in rows}
+
+    async def _insert_events(
+        self, conn: Connection, events: Sequence[tuple[Settlement, EventKind]], now: datetime | None
+    ) -> None:
+        if not events:
+            return
+        rng = self._clock.random
+        rows = []
+        for s, kind in events:
+            assert s.delivery is not None
+            rows.append(
+                (
+                    ids.child_id(s.job.id, rng), s.job.project_id, s.delivery.notification_id, s.job.id, int(kind),
+                    s.attempts or None, s.account_id, s.reason, s.provider_id, s.evidence,
+                )
+            )  # fmt: skip
+        await conn.execute(SQL.insert_events, *_columns(rows), now)
+
+    async def _insert_effects(self, conn: Connection, moved: Sequence[Settlement], now: datetime | None) -> None:
+        known = [(s, s.delivery) for s in moved if s.delivery is not None]
+        suppress = [(d.project_id, int(d.channel), d.address, s.reason, d.id) for s, d in known if s.suppress]
+        if suppress:
+            await conn.execute(SQL.insert_suppressions, *_columns(suppress), now)
+        drop = sorted(
+            (d.project_id, d.user_id, int(d.channel), d.address)
+            for s, d in known
+            if s.drop_address and d.user_id is not None
+        )
+        if drop:
+            await conn.execute(SQL.drop_addresses, *_columns(drop), now)
+        dead = [
+            (d.project_id, d.id, d.notification_id, int(d.channel), s.reason, s.attempts) for s, d in known if s.dead
+        ]
+        if dead:
+            await conn.execute(SQL.insert_dead_letters, *_columns(dead), now)
+        items = [(s, d, s.item) for s, d in known if s.item is not None]
+        if items:
+            await _insert_items(conn, items, now)
+
+
+async def _insert_items(
+    conn: Connection, items: Sequence[tuple[Settlement, Delivery, InApp]], now: datetime | None
+) -> None:
+    """Store inbox items under the next sequence numbers of their users; the counter's row lock orders the writers."""
+    per_user = Counter((d.project_id, d.address) for _, d, _ in items)
+    users = sorted(per_user)
+    rows = await conn.fetch(
+        SQL.raise_inbox_counters, [p for p, _ in users], [u for _, u in users], [per_user[user] for user in users]
+    )
+    last = {(row["project_id"], row["user_id"]): row["last_seq"] - per_user[row["project_id"], row["user_id"]] for row in rows}
+    stored = []
+    for s, d, item in items:
+        last[d.project_id, d.address] += 1
+        stored.append(
+            (
+                d.project_id, d.address, last[d.project_id, d.address], d.id, d.notification_id, item.title, item.body,
+                item.url, s.category or None,
+            )
+        )  # fmt: skip
+    await conn.execute(SQL.insert_inbox_items, *_columns(stored), now)
+
+
+def _columns(rows: Iterable[tuple[Any, ...]]) -> list[list[Any]]:
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+def _dimension(s: Settlement) -> Dimension:
+    assert s.delivery is not None
+    d = s.delivery
+    return Dimension(
+        d.project_id,
+        d.type_version_id or 0,
+        s.category,
+        int(d.channel),
+        s.account_id or 0,
+        d.template_version_id or 0,
+        d.variant or "",
+        d.locale or "",
+    )
+
+
+def _count(batch: Sequence[Settlement]) -> Counts:
+    counts: Counts = Counter()
+    for s in batch:
+        if s.event is None:
+            continue
+        dimension = _dimension(s)
+        counts[dimension, s.event] += 1
+        if s.event is EventKind.delivered:  # straight from the attempt: it was sent as well
+            counts[dimension, EventKind.sent] += 1
+    return counts

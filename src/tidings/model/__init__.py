@@ -1,0 +1,1 @@
+"""The nouns of Tidings, its messages, and the rules of their lives. No I/O, no room above this one."""

@@ -1,0 +1,149 @@
+"""/api/v1/users: whom to tell, where each channel reaches them, and what is in their inbox."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Response
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+
+from tidings.channels import CHANNELS
+from tidings.directory import users
+from tidings.directory.users import ADDRESSES_MAX, Addresses, User, parse_attributes, parse_locale, parse_time_zone
+from tidings.model.words import Channel
+from tidings.web.deps import Admin, Given, Paging, Reader
+from tidings.web.fields import Body, Page, UserId, View
+
+router = APIRouter(prefix="/users", tags=["users"])
+
+
+def _one_or_many(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+_ADDRESS_SCHEMA: Final = WithJsonSchema(
+    {
+        "anyOf": [
+            {"type": "string"},
+            {"type": "array", "items": {"type": "string"}, "maxItems": ADDRESSES_MAX},
+        ]
+    }
+)
+_Several = Field(max_length=ADDRESSES_MAX)
+_Email = Annotated[str, AfterValidator(CHANNELS[Channel.email].parse_address)]
+_Phone = Annotated[str, AfterValidator(CHANNELS[Channel.sms].parse_address)]
+_Url = Annotated[str, AfterValidator(CHANNELS[Channel.webhook].parse_address)]
+
+
+class AddressesBody(Body):
+    """Where each channel reaches a user: one address or a list of them per channel. In-app needs none."""
+
+    email: Annotated[list[_Email], _Several, BeforeValidator(_one_or_many), _ADDRESS_SCHEMA] = Field(
+        default=[], examples=[["ada@example.com"]]
+    )
+    sms: Annotated[list[_Phone], _Several, BeforeValidator(_one_or_many), _ADDRESS_SCHEMA] = Field(
+        default=[], examples=[["+436641234567"]]
+    )
+    phone: Annotated[list[_Phone], _Several, BeforeValidator(_one_or_many), _ADDRESS_SCHEMA] = Field(
+        default=[], description="Another word for `sms`."
+    )
+    webhook: Annotated[list[_Url], _Several, BeforeValidator(_one_or_many), _ADDRESS_SCHEMA] = Field(
+        default=[], examples=[["https://example.com/hook"]]
+    )
+
+    def to_addresses(self) -> Addresses:
+        """The set as the directory takes it."""
+        return {Channel.email: self.email, Channel.sms: [*self.sms, *self.phone], Channel.webhook: self.webhook}
+
+
+class UserBody(Body):
+    """A user as a caller gives it. What is left out is cleared, but for the addresses, which stay."""
+
+    locale: Annotated[str, AfterValidator(parse_locale)] | None = Field(default=None, examples=["de-AT"])
+    time_zone: Annotated[str, AfterValidator(parse_time_zone)] | None = Field(default=None, examples=["Europe/Vienna"])
+    attributes: Annotated[dict[str, Any], AfterValidator(parse_attributes)] = Field(
+        default={}, examples=[{"first_name": "Ada"}]
+    )
+    addresses: AddressesBody | None = None
+
+
+class UserView(View):
+    """A user."""
+
+    id: str
+    locale: str | None
+    time_zone: str | None
+    attributes: dict[str, Any]
+    addresses: dict[str, list[str]]
+    created_at: datetime
+    updated_at: datetime
+
+
+class InboxItemView(View):
+    """One message in a user's inbox."""
+
+    id: str
+    seq: int
+    notification: str
+    title: str
+    body: str
+    url: str | None
+    category: str | None
+    created_at: datetime
+
+
+@router.get("", response_model=Page[UserView])
+async def list_users(deps: Given, caller: Reader, page: Paging) -> Any:
+    """All users, by id."""
+    after = page.after(str, "users")
+    found = await users.list_users(deps.database, caller.project_id, after=after, limit=page.fetch)
+    return page.cut(found, lambda user: user.id, "users")
+
+
+@router.get("/{user_id}", response_model=UserView)
+async def get_user(deps: Given, caller: Reader, user_id: UserId) -> User:
+    """One user."""
+    return await users.load_user(deps.database, caller.project_id, user_id)
+
+
+@router.put("/{user_id}", response_model=UserView, responses={201: {"model": UserView, "description": "Made"}})
+async def put_user(deps: Given, caller: Admin, user_id: UserId, body: UserBody, response: Response) -> User:
+    """Makes a user (201) or replaces what is known of them (200)."""
+    user, made = await deps.database.transaction(
+        lambda conn: users.put_user(
+            conn,
+            caller.actor,
+            user_id,
+            locale=body.locale,
+            time_zone=body.time_zone,
+            attributes=body.attributes,
+            addresses=None if body.addresses is None else body.addresses.to_addresses(),
+        )
+    )
+    response.status_code = 201 if made else 200
+    return user
+
+
+@router.delete("/{user_id}", status_code=204)
+async def delete_user(deps: Given, caller: Admin, user_id: UserId) -> None:
+    """Forgets a user, their addresses and their inbox."""
+    await deps.database.transaction(lambda conn: users.delete_user(conn, caller.actor, user_id))
+
+
+@router.put("/{user_id}/addresses", response_model=UserView)
+async def put_addresses(deps: Given, caller: Admin, user_id: UserId, body: AddressesBody) -> User:
+    """Replaces all addresses of a user. One that a provider had reported gone is tried again when given here."""
+    return await deps.database.transaction(
+        lambda conn: users.put_addresses(conn, caller.actor, user_id, body.to_addresses())
+    )
+
+
+@router.get("/{user_id}/inbox", response_model=Page[InboxItemView])
+async def list_inbox(deps: Given, caller: Reader, user_id: UserId, page: Paging) -> Any:
+    """What is in a user's inbox, newest first."""
+    listing = f"inbox {user_id}"
+    before = page.after(int, listing)
+    await users.load_user(deps.database, caller.project_id, user_id)
+    found = await users.list_inbox(deps.database, caller.project_id, user_id, before_seq=before, limit=page.fetch)
+    return page.cut(found, lambda item: item.seq, listing)

@@ -1,0 +1,90 @@
+"""What bodies, views and parameters are made of: strict models and the types of their fields.
+
+A field type checks and normalises in one place what many routes take. Its errors are `ValueError`s whose text says what
+to mend; `problems.py` puts them beside the pointer.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final, Generic, TypeVar
+from urllib.parse import unquote
+
+from fastapi import Path
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, StringConstraints, WithJsonSchema
+
+from tidings.directory.users import USER_ID_MAX, parse_user_id
+from tidings.ids import parse_public
+
+Item = TypeVar("Item")
+
+_MOMENT: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)")
+
+
+class Body(BaseModel):
+    """What a caller sends: unknown fields are refused, and nothing is converted (`"1"` is not 1)."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class View(BaseModel):
+    """What a caller gets, made from the attributes of what the directory returns."""
+
+    model_config = ConfigDict(from_attributes=True, frozen=True)
+
+
+class Page(View, Generic[Item]):
+    """A part of a list. `next_cursor` leads on; null at the end."""
+
+    items: list[Item]
+    next_cursor: str | None = None
+
+
+def _parse_moment(value: Any) -> datetime:
+    if not isinstance(value, str) or not _MOMENT.fullmatch(value):
+        raise ValueError("must be a time with offset as in RFC 3339, such as 2026-11-22T13:00:00Z")
+    try:
+        return datetime.fromisoformat(value.upper()).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise ValueError("must be a time that exists, such as 2026-11-22T13:00:00Z") from None
+
+
+Moment = Annotated[datetime, BeforeValidator(_parse_moment), WithJsonSchema({"type": "string", "format": "date-time"})]
+"""A time, RFC 3339 with an offset; aware and in UTC inside."""
+
+
+# The edge leaves %2F and %25 in the path undecoded, so that an id may hold a slash; here they are decoded.
+UserId = Annotated[
+    str,
+    Path(description="The user's id, chosen by the application.", examples=["u-42"]),
+    AfterValidator(lambda text: parse_user_id(unquote(text))),
+    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": USER_ID_MAX}),
+]
+
+KEY_PATTERN: Final = r"^[a-z0-9][a-z0-9_.-]{0,63}$"
+
+
+def _check_key(text: str) -> str:
+    if not re.fullmatch(KEY_PATTERN[1:-1], text):
+        raise ValueError("must be 1 to 64 characters of a-z, 0-9, `_`, `-` and `.`, and begin with a letter or digit")
+    return text
+
+
+Key = Annotated[str, AfterValidator(_check_key), WithJsonSchema({"type": "string", "pattern": KEY_PATTERN})]
+"""The key of a category, type, template or account, chosen by the project."""
+
+Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+"""A name for people to read."""
+
+
+def public_id(prefix: str) -> Any:
+    """The type of a path parameter that takes a public id such as `key_01jd…`; a UUID inside."""
+
+    def parse(value: str) -> Any:
+        found = parse_public(prefix, value)
+        if found is None:
+            raise ValueError(f"is not an id of this kind; those begin with `{prefix}_` and have 26 characters after it")
+        return found
+
+    return Path(description=f"Public id, `{prefix}_…`."), BeforeValidator(parse)

@@ -1,0 +1,133 @@
+"""The web application on a real database, with projects and keys to call it with.
+
+Routers of every noun are tested through `api`: `tenant = await api.new_project("shop")`, then `await tenant.get(...)`.
+"""
+
+from __future__ import annotations
+
+import base64
+import itertools
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from tidings.clock import SystemClock
+from tidings.db.pool import Database
+from tidings.directory.access import Access, create_key
+from tidings.directory.audit import Actor
+from tidings.directory.catalog import Catalog
+from tidings.directory.credentials import Vault
+from tidings.directory.projects import create_project
+from tidings.model.words import Scope
+from tidings.telemetry import Metrics
+from tidings.web.app import create_web
+from tidings.web.deps import Deps
+
+VAULT_KEY = base64.b64encode(bytes(range(32))).decode()
+
+
+class MovableClock(SystemClock):
+    """The real clock, with a button to make time pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.passed = timedelta(0)
+
+    def now(self) -> datetime:
+        return super().now() + self.passed
+
+    def monotonic(self) -> float:
+        return super().monotonic() + self.passed.total_seconds()
+
+
+@dataclass
+class Tenant:
+    """One project and a key of it; speaks to the API as that key's owner would."""
+
+    api: Api
+    project_id: int
+    project_key: str
+    token: str
+
+    async def request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        headers = {"authorization": f"Bearer {self.token}", **options.pop("headers", {})}
+        return await self.api.client.request(method, path, headers=headers, **options)
+
+    async def get(self, path: str, **options: Any) -> httpx.Response:
+        return await self.request("GET", path, **options)
+
+    async def put(self, path: str, json: Any, **options: Any) -> httpx.Response:
+        return await self.request("PUT", path, json=json, **options)
+
+    async def post(self, path: str, json: Any = None, **options: Any) -> httpx.Response:
+        return await self.request("POST", path, json=json, **options)
+
+    async def delete(self, path: str, **options: Any) -> httpx.Response:
+        return await self.request("DELETE", path, **options)
+
+    async def with_scopes(self, *scopes: Scope, test: bool = False, expires_at: datetime | None = None) -> Tenant:
+        """The same project, with a key of these scopes."""
+        token = await self.api.new_key(self.project_id, scopes, test=test, expires_at=expires_at)
+        return Tenant(self.api, self.project_id, self.project_key, token)
+
+
+@dataclass
+class Api:
+    """The application and what it stands on."""
+
+    app: FastAPI
+    deps: Deps
+    clock: MovableClock
+    client: httpx.AsyncClient
+    not_ready: dict[str, str | None]
+    _numbers: Any = field(default_factory=itertools.count)
+
+    async def new_project(self, key: str | None = None) -> Tenant:
+        """A fresh project, spoken to with a key of every scope."""
+        key = key or f"project-{next(self._numbers)}"
+        project = await self.deps.database.transaction(lambda conn: create_project(conn, key, key.title()))
+        return Tenant(self, project.id, key, await self.new_key(project.id, tuple(Scope)))
+
+    async def new_key(
+        self, project_id: int, scopes: tuple[Scope, ...], *, test: bool = False, expires_at: datetime | None = None
+    ) -> str:
+        _, text = await self.deps.database.transaction(
+            lambda conn: create_key(
+                conn, Actor(project_id, "cli"), self.clock, name="test", scopes=scopes, test=test, expires_at=expires_at
+            )
+        )
+        return text
+
+
+@pytest.fixture
+async def api(database: Database) -> AsyncIterator[Api]:
+    """The API of a process, without the network between."""
+    clock = MovableClock()
+    not_ready: dict[str, str | None] = {"database": None}
+
+    async def ready() -> dict[str, str | None]:
+        return not_ready
+
+    deps = Deps(
+        database=database,
+        clock=clock,
+        access=Access(database, clock),
+        metrics=Metrics(),
+        vault=Vault((VAULT_KEY,)),
+        catalog=Catalog(database, clock),
+        ready=ready,
+    )
+    app = create_web(deps)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://api") as client:
+        yield Api(app, deps, clock, client, not_ready)
+
+
+@pytest.fixture
+async def tenant(api: Api) -> Tenant:
+    """A project with a key of every scope."""
+    return await api.new_project("shop")

@@ -1,0 +1,59 @@
+from datetime import timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tidings.channels import CHANNELS
+from tidings.model.words import Channel
+from tidings.providers.simulator import PHONES, Outcome, simulated_outcome
+
+
+@pytest.mark.parametrize("outcome", Outcome)
+def test_every_outcome_has_an_address_on_each_channel_that_the_channel_takes(outcome: Outcome) -> None:
+    phone = next(number for number, found in PHONES.items() if found is outcome)
+    for channel, address in (
+        (Channel.email, f"{outcome}@simulator.test"),
+        (Channel.email, f"{outcome}+42@simulator.test"),
+        (Channel.webhook, f"https://{outcome}.simulator.test/a?b=c"),
+        (Channel.webhook, f"https://{outcome}.simulator.test:8443"),
+        (Channel.sms, phone),
+    ):
+        normal = CHANNELS[channel].parse_address(address)
+        assert simulated_outcome(channel, normal) is outcome, address
+
+
+def test_misspelt_simulator_addresses_stay_in_the_house_and_fail() -> None:
+    assert simulated_outcome(Channel.email, "bonce@simulator.test") is Outcome.fail
+    assert simulated_outcome(Channel.webhook, "https://simulator.test/") is Outcome.fail
+    assert simulated_outcome(Channel.webhook, "https://x.deliver.simulator.test/") is Outcome.fail
+
+
+@pytest.mark.parametrize(
+    ("channel", "address"),
+    [
+        (Channel.email, "deliver@example.com"),
+        (Channel.email, "deliver@mysimulator.test"),
+        (Channel.email, "deliver@simulator.test.example.com"),
+        (Channel.webhook, "https://example.com/deliver.simulator.test/"),
+        (Channel.webhook, "https://example.com/?https://deliver.simulator.test/"),
+        (Channel.webhook, "https://deliver.simulator.test.example.com/"),
+        (Channel.webhook, "https://evilsimulator.test/"),
+        (Channel.sms, "+99900000006"),
+        (Channel.sms, "+4915112345678"),
+        (Channel.in_app, "deliver@simulator.test"),
+    ],
+)
+def test_other_addresses_are_not_the_simulators(channel: Channel, address: str) -> None:
+    assert simulated_outcome(channel, address) is None
+
+
+@given(st.sampled_from(Channel), st.text())
+def test_any_text_has_an_answer(channel: Channel, address: str) -> None:
+    assert simulated_outcome(channel, address) in (None, *Outcome)
+
+
+def test_time_limit_is_documented_by_the_hang() -> None:
+    from tidings.providers.simulator import SimulatorConfig, SimulatorProvider
+
+    assert timedelta(milliseconds=SimulatorConfig(latency_ms=9_000).latency_ms) < SimulatorProvider.spec.timeout
