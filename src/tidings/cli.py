@@ -33,8 +33,8 @@ Result = TypeVar("Result")
 ChannelOption = Literal["email", "sms", "push", "in_app", "webhook", "chat"]
 PriorityOption = Literal["critical", "high", "medium", "low"]
 
-REPLAY_AT_A_TIME: Final = 500
-"""Dead letters in one request of `tidings replay --all`."""
+REPLAY_AT_A_TIME: Final = 200
+"""Dead letters in one request of `tidings replay --all`; the largest page of a list."""
 
 
 class Exit(IntEnum):
@@ -139,7 +139,7 @@ def up(*, demo: Annotated[bool, Parameter(negative="--no-demo")] = True, json: J
     Parameters
     ----------
     demo
-        Leave out the demo project and the mail catcher with --no-demo.
+        The demo project and the mail catcher; --no-demo leaves them out.
     json
         Print one line of JSON when everything runs, instead of the welcome.
     """
@@ -170,7 +170,7 @@ def worker(*, channels: str | None = None, plan: Annotated[bool, Parameter(negat
     channels
         Send only on these, comma-separated: email,sms. Without: on all.
     plan
-        With --no-plan, leave the planning to other workers.
+        Also plan what is due; --no-plan leaves that to other workers.
     """
     chosen = None if channels is None else _parse_channels(channels)
     settings = _start()
@@ -286,7 +286,8 @@ def send(
     idempotency_key
         Names the operation: the same key never sends twice within 24 hours.
     file
-        Many: one JSON object a line, with the fields of the API; - is standard input.
+        Many: one JSON object a line, with the fields of the API; - is standard input. Give each line its own
+        idempotency_key if the command may be repeated.
     url
         Where the API is.
     json
@@ -322,12 +323,13 @@ def _send_file(file: Path, url: str | None, *, as_json: bool) -> int:
     from tidings.client import Problem
     from tidings.client.requests import BATCH_ITEMS
 
-    notifications = list(_parse_lines(_read(str(file))))
+    numbered = list(_parse_lines(_read(str(file))))
     refused = 0
-    with _client(url) as client, _progress("Sending", len(notifications), quiet=as_json) as advance:
-        for start in range(0, len(notifications), BATCH_ITEMS):
-            chunk = notifications[start : start + BATCH_ITEMS]
-            for line, outcome in enumerate(client.send_batch(chunk), start=start + 1):
+    with _client(url) as client, _progress("Sending", len(numbered), quiet=as_json) as advance:
+        for start in range(0, len(numbered), BATCH_ITEMS):
+            chunk = numbered[start : start + BATCH_ITEMS]
+            outcomes = client.send_batch([notification for _, notification in chunk])
+            for (line, _), outcome in zip(chunk, outcomes, strict=True):
                 if isinstance(outcome, Problem):
                     refused += 1
                     errors = [str(error) for error in outcome.errors]
@@ -376,6 +378,7 @@ def replay(
             answer = client.dead_letters.replay_many(list(deliveries))
             replayed, missing = answer.replayed, len(deliveries) - answer.replayed
         elif all:
+            # Those that somebody else replays at the same time are not missed.
             replayed, missing = _replay_all(client, channel, reason, quiet=json), 0
         else:
             return _list_dead_letters(client, channel, reason, as_json=json)
@@ -387,15 +390,17 @@ def replay(
 
 
 def _replay_all(client: Client, channel: ChannelOption | None, reason: str | None, *, quiet: bool) -> int:
+    """Replays what the list shows, page by page: each dead letter once, even if it fails again meanwhile."""
+    from itertools import islice
+
     replayed = 0
+    letters = client.dead_letters.list(channel=channel, reason=reason, limit=REPLAY_AT_A_TIME)
     with _progress("Replaying", None, quiet=quiet) as advance:
-        while True:
-            answer = client.dead_letters.replay_all(channel=channel, reason=reason, limit=REPLAY_AT_A_TIME)
+        while chunk := [letter.delivery for letter in islice(letters, REPLAY_AT_A_TIME)]:
+            answer = client.dead_letters.replay_many(chunk)
             replayed += answer.replayed
-            advance(answer.replayed)
-            # Those that fail again meanwhile become dead letters anew: an empty round ends it too.
-            if answer.remaining == 0 or answer.replayed == 0:
-                return replayed
+            advance(len(chunk))
+    return replayed
 
 
 def _list_dead_letters(client: Client, channel: ChannelOption | None, reason: str | None, *, as_json: bool) -> int:
@@ -520,7 +525,7 @@ def _client(url: str | None) -> Client:
             Exit.configuration, "No API key: set TIDINGS_API_KEY, or run this where `tidings up` made its demo project."
         )
     try:
-        return Client(key, url)
+        return Client(url, key)
     except ValueError as error:
         raise CliError(Exit.configuration, str(error)) from None
 
@@ -532,9 +537,22 @@ def _whereabouts(url: str | None) -> tuple[str | None, str | None]:
     from tidings.demo.keeping import load_demo_secrets
 
     secrets = load_demo_secrets(_settings().data_dir)
-    if secrets is None or (url is not None and url.rstrip("/") != secrets.api_url):
+    if secrets is None or (url is not None and not _is_same_server(url, secrets.api_url)):
         return url, None  # the demo's key is shown to no other server
     return secrets.api_url, secrets.api_key
+
+
+def _is_same_server(url: str, other: str) -> bool:
+    from urllib.parse import urlsplit
+
+    def place(text: str) -> tuple[str | None, int | None]:
+        parts = urlsplit(text)
+        return ("127.0.0.1" if parts.hostname == "localhost" else parts.hostname, parts.port)
+
+    try:
+        return place(url) == place(other)
+    except ValueError:  # no port at all; the client will say so
+        return False
 
 
 def _parse_channels(text: str) -> list[ChannelOption]:
@@ -565,10 +583,11 @@ def _parse_data(text: str) -> dict[str, Any]:
     return _parse_object(text, "--data")
 
 
-def _parse_lines(text: str) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(text.splitlines(), start=1):
+def _parse_lines(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The number and the object of each line that is not empty."""
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            yield _parse_object(line, f"line {number}")
+            yield number, _parse_object(line, f"line {number}")
 
 
 def _parse_object(text: str, where: str) -> dict[str, Any]:

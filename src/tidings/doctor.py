@@ -144,7 +144,7 @@ async def _examine_database(settings: Settings) -> AsyncIterator[Finding]:
 async def _examine_api(url: str | None, api_key: str | None) -> AsyncIterator[Finding]:
     retries = Retries(attempts=1, timeout=_PATIENCE, deadline=_PATIENCE)
     try:
-        client = AsyncClient(api_key, url, retries=retries)
+        client = AsyncClient(url, api_key, retries=retries)
     except ValueError as error:
         yield Finding("API", "fail", str(error), "Correct TIDINGS_URL or TIDINGS_API_KEY.")
         return
@@ -243,7 +243,9 @@ async def _read_answer(reader: asyncio.StreamReader, code: str) -> set[str]:
     """The first words of an answer's lines, in capitals."""
     words = set()
     while True:
-        line = (await reader.readuntil(b"\n")).decode("ascii", "replace").strip()
+        line = (await reader.readline()).decode("ascii", "replace").strip()
+        if not line and reader.at_eof():
+            raise EOFError("hangs up")
         if not line.startswith(code):
             raise ValueError(f"answers {line[:100]!r} where {code} was expected")
         words.add(line[4:].split(" ")[0].upper())

@@ -8,6 +8,7 @@
     │   └── CommitUnknown           the connection broke during COMMIT: it may have happened or not
     ├── RenderError                 a template could not produce a message from this data
     ├── ProviderError               a provider was configured or used wrongly (never a vendor's answer)
+    ├── TransportFailure            no complete answer came over the network (in providers/guard.py and http.py)
     └── Problem                     an answer to an API caller (RFC 9457), one subclass per `type`
         ├── Malformed 400   ├── Unauthenticated 401  ├── Forbidden 403   ├── NotFound 404
         ├── MethodNotAllowed 405  ├── Conflict 409   ├── IdempotencyBusy 409  ├── TooLarge 413

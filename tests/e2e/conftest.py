@@ -23,6 +23,9 @@ from tidings.directory.audit import Actor
 from tidings.directory.catalog import Catalog
 from tidings.directory.credentials import Vault
 from tidings.directory.projects import create_project
+from tidings.engine.worker import Wakes
+from tidings.flow.intervene import Intervener
+from tidings.flow.measure import Meter
 from tidings.model.words import Scope
 from tidings.telemetry import Metrics
 from tidings.web.app import create_web
@@ -113,13 +116,15 @@ async def api(database: Database) -> AsyncIterator[Api]:
     async def ready() -> dict[str, str | None]:
         return not_ready
 
+    vault = Vault((VAULT_KEY,))
     deps = Deps(
         database=database,
         clock=clock,
         access=Access(database, clock),
         metrics=Metrics(),
-        vault=Vault((VAULT_KEY,)),
-        catalog=Catalog(database, clock),
+        vault=vault,
+        catalog=Catalog(database, clock, vault=vault),
+        intervener=Intervener(database, Meter(database, clock), clock, Wakes()),
         ready=ready,
     )
     app = create_web(deps)

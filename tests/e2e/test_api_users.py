@@ -15,7 +15,11 @@ async def test_a_user_is_made_then_changed_then_forgotten(tenant: Any) -> None:
         "locale": "de_at",
         "time_zone": "Europe/Vienna",
         "attributes": {"first_name": "Ada", "score": 1.5},
-        "addresses": {"email": "Ada@EXAMPLE.com", "phone": ["+43 664 1234567"], "webhook": ["https://example.com/hook"]},
+        "addresses": {
+            "email": "Ada@EXAMPLE.com",
+            "phone": ["+43 664 1234567"],
+            "webhook": ["https://example.com/hook"],
+        },
     }
     made = await tenant.put("/api/v1/users/u-42", user)
     assert made.status_code == 201, made.text
@@ -70,7 +74,13 @@ async def test_a_dropped_address_comes_back_when_it_is_given_again(tenant: Any) 
 
 @pytest.mark.parametrize(
     ("path", "user_id"),
-    [("a%2Fb", "a/b"), ("a%252Fb", "a%2Fb"), ("100%25", "100%"), ("J%C3%BCrgen%20%E2%9C%93", "Jürgen ✓"), ("auth0%7C1", "auth0|1")],
+    [
+        ("a%2Fb", "a/b"),
+        ("a%252Fb", "a%2Fb"),
+        ("100%25", "100%"),
+        ("J%C3%BCrgen%20%E2%9C%93", "Jürgen ✓"),
+        ("auth0%7C1", "auth0|1"),
+    ],
 )
 async def test_an_id_may_hold_what_a_url_must_escape(tenant: Any, path: str, user_id: str) -> None:
     made = await tenant.put(f"/api/v1/users/{path}", {})

@@ -68,11 +68,10 @@ def test_addresses_parse_or_raise_value_error_and_parsing_settles(channel: Chann
     parse = CHANNELS[channel].parse_address
     try:
         normal = parse(text)
-    except ValueError as problem:
-        assert str(problem)
-    else:
-        assert parse(normal) == normal
-        assert not set("\r\n\0") & set(normal)
+    except ValueError:
+        return
+    assert parse(normal) == normal
+    assert not set("\r\n\0") & set(normal)
 
 
 def build(channel: Channel, **parts: str) -> object:

@@ -5,92 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, timezone
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Literal
-from urllib.parse import parse_qs, urlsplit
+from typing import Any
 
 import pytest
+from scripted_server import Server, Step
 
 from tidings import client as tidings
 from tidings.client import requests
 from tidings.client.attempts import Patience, Retries, parse_retry_after
-
-
-@dataclass
-class Step:
-    """What the server does with one request."""
-
-    status: int = 200
-    body: Any = field(default_factory=dict)
-    headers: dict[str, str] = field(default_factory=dict)
-    instead: Literal["reset", "hang", "garbage"] | None = None
-
-
-@dataclass
-class Seen:
-    method: str
-    path: str
-    query: dict[str, list[str]]
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-
-class Server:
-    """Answers each request with the next step; the last step stays."""
-
-    def __init__(self) -> None:
-        self.steps: list[Step] = [Step()]
-        self.seen: list[Seen] = []
-        self.release = threading.Event()
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-            def answer(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                parts = urlsplit(self.path)
-                headers = {k.lower(): v for k, v in self.headers.items()}
-                outer.seen.append(Seen(self.command, parts.path, parse_qs(parts.query), headers, body))
-                step = outer.steps.pop(0) if len(outer.steps) > 1 else outer.steps[0]
-                self.close_connection = step.instead is not None
-                if step.instead == "garbage":
-                    self.wfile.write(b"\x00\x01 this is no HTTP\r\n\r\n")
-                elif step.instead == "hang":
-                    outer.release.wait(10)
-                elif step.instead is None:
-                    content = step.body if isinstance(step.body, bytes) else json.dumps(step.body).encode()
-                    content = b"" if step.status == 204 else content
-                    self.send_response(step.status)
-                    for name, value in step.headers.items():
-                        self.send_header(name, value)
-                    self.send_header("Content-Length", str(len(content)))
-                    self.end_headers()
-                    self.wfile.write(content)
-
-            do_GET = do_POST = do_PUT = do_DELETE = answer
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01})
-        self._thread.start()
-        self.url = f"http://127.0.0.1:{self._http.server_port}"
-
-    def close(self) -> None:
-        self.release.set()
-        self._http.shutdown()
-        self._http.server_close()
-        self._thread.join()
 
 
 class Time:
@@ -109,13 +33,6 @@ class Time:
 
     async def sleep_async(self, seconds: float) -> None:
         self.sleep(seconds)
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server()
-    yield server
-    server.close()
 
 
 @pytest.fixture
@@ -211,7 +128,7 @@ def test_repeats_with_one_key(server: Server, time_: Time, kind: str, failure: S
 
         async def run() -> tidings.Accepted:
             async with tidings.AsyncClient(
-                "k", server.url, sleep=time_.sleep_async, monotonic=time_.monotonic, rng=random.Random(1)
+                server.url, "k", sleep=time_.sleep_async, monotonic=time_.monotonic, rng=random.Random(1)
             ) as client:
                 return await client.send(to={"user": "u"}, type="t")
 
@@ -377,7 +294,7 @@ async def test_the_async_client_does_the_same(server: Server) -> None:
         Step(202, {"results": [{"id": "ntf_1", "status": "queued"}]}),
         DONE,
     ]
-    async with tidings.AsyncClient("k", server.url) as client:
+    async with tidings.AsyncClient(server.url, "k") as client:
         users = [user async for user in client.users.list()]
         assert [user.id for user in users] == ["ada", "grace"]
         assert users[1].addresses == {"email": ["g@example.com"]}
@@ -408,7 +325,7 @@ def test_both_clients_offer_every_request() -> None:
         names = {name for name in dir(owner) if not name.startswith("_")} - {"run", "pages", "close"}
         return {name for name in names if callable(getattr(owner, name))}
 
-    sync, asynchronous = tidings.Client("k"), tidings.AsyncClient("k")
+    sync, asynchronous = tidings.Client(), tidings.AsyncClient()
     try:
         assert methods(sync) == methods(asynchronous)
         groups = {name for name in vars(sync) if not name.startswith("_")}
@@ -452,13 +369,13 @@ def test_the_key_is_in_no_repr(server: Server, connect: Connect) -> None:
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://x", "http://", "http://user:pass@host", "http://x?y=1"])
 def test_a_url_that_cannot_be_one(url: str) -> None:
     with pytest.raises(ValueError, match="not the address"):
-        tidings.Client("k", url)
+        tidings.Client(url, "k")
 
 
 @pytest.mark.parametrize("key", ["a b", "a\n", "schlüssel"])
 def test_a_key_that_cannot_be_one(key: str) -> None:
     with pytest.raises(ValueError, match="copy it again") as caught:
-        tidings.Client(key)
+        tidings.Client(api_key=key)
     assert key not in str(caught.value)
 
 

@@ -1,6 +1,8 @@
 from datetime import UTC, datetime
 from email import message_from_bytes, policy
+from email.header import decode_header, make_header
 from email.message import EmailMessage
+from email.utils import parseaddr
 
 import pytest
 from hypothesis import example, given
@@ -109,21 +111,23 @@ def test_display_names_come_back(name: str) -> None:
         Email("Hi", text="x"), sender=mailbox, to="a@example.com", message_id="x@y", boundary="b", at=AT, eight_bit=True
     )
     check_lines(raw, eight_bit=False)
-    (address,) = parse(raw)["from"].addresses
-    assert address.addr_spec == "shop@example.com"
-    assert address.display_name == name
+    # The older of the parsers: the newer one forgets to drop the space between two encoded words of a phrase.
+    value = message_from_bytes(raw)["from"]
+    shown, address = parseaddr(value)
+    assert address == "shop@example.com"
+    assert str(make_header(decode_header(shown))) == name
 
 
 @given(header_text, st.sampled_from("\r\n\0\x0b\x7f\x1f"), st.integers(0, 300))
 def test_no_control_character_gets_into_a_header(value: str, control: str, at: int) -> None:
     bad = value[:at] + control + value[at:]
-    with pytest.raises(MailRefused, match="^subject: control"):
+    with pytest.raises(MailRefused, match=r"^subject: control"):
         render(Email(bad, text="x"))
-    with pytest.raises(MailRefused, match="^headers: X-A: control"):
+    with pytest.raises(MailRefused, match=r"^headers: X-A: control"):
         render(Email("Hi", text="x", headers=(("X-A", bad),)))
-    with pytest.raises(MailRefused, match="^from: control"):
+    with pytest.raises(MailRefused, match=r"^from: control"):
         parse_mailbox("from", f"{bad} <a@example.com>")
-    with pytest.raises(MailRefused, match="^reply_to: control"):
+    with pytest.raises(MailRefused, match=r"^reply_to: control"):
         render(Email("Hi", text="x", reply_to=f"a@example.com{bad}"))
 
 
@@ -157,7 +161,7 @@ def test_envelope_addresses(text: str, envelope: str) -> None:
     ["", "ada", "@x.de", "a@b@c.de", "a b@c.de", "a@c.de>\r\nRCPT TO:<b@c.de", "a@c.de SIZE=1", "<a@c.de>", "a@c..de"],
 )
 def test_what_is_no_address_is_refused(text: str) -> None:
-    with pytest.raises(MailRefused, match="^to: not an e-mail address"):
+    with pytest.raises(MailRefused, match=r"^to: not an e-mail address"):
         parse_envelope_address("to", text)
 
 

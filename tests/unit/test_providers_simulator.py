@@ -1,12 +1,19 @@
 from datetime import timedelta
+from typing import Any
+from uuid import UUID
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tidings.channels import CHANNELS
+from tidings.clock import SystemClock
+from tidings.model.messages import Deferred, Email, Message, Rejected, Sent, Uncertain
 from tidings.model.words import Channel
-from tidings.providers.simulator import PHONES, Outcome, simulated_outcome
+from tidings.providers.guard import Guard
+from tidings.providers.http import AiohttpTransport
+from tidings.providers.port import Surroundings
+from tidings.providers.simulator import PHONES, Outcome, SimulatorConfig, SimulatorProvider, simulated_outcome
 
 
 @pytest.mark.parametrize("outcome", Outcome)
@@ -53,7 +60,39 @@ def test_any_text_has_an_answer(channel: Channel, address: str) -> None:
     assert simulated_outcome(channel, address) in (None, *Outcome)
 
 
-def test_time_limit_is_documented_by_the_hang() -> None:
-    from tidings.providers.simulator import SimulatorConfig, SimulatorProvider
+def test_the_longest_latency_is_within_the_time_limit() -> None:
+    config = SimulatorConfig(latency_ms=9_000)
+    assert timedelta(milliseconds=config.latency_ms) < SimulatorProvider.spec.timeout
 
-    assert timedelta(milliseconds=SimulatorConfig(latency_ms=9_000).latency_ms) < SimulatorProvider.spec.timeout
+
+class Clock(SystemClock):
+    """Sleeping is instant and remembered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slept: list[float] = []
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+
+
+@pytest.mark.parametrize(
+    ("config", "to", "expected", "slept"),
+    [
+        ({}, "ada@example.com", Sent, []),
+        ({"latency_ms": 50}, "ada@example.com", Sent, [0.05]),
+        ({"outcome": "bounce"}, "ada@example.com", Rejected, []),
+        ({"outcome": "bounce"}, "deliver@simulator.test", Sent, []),
+        ({}, "defer@simulator.test", Deferred, []),
+        ({}, "fail@simulator.test", Rejected, []),
+        ({"latency_ms": 50}, "hang@simulator.test", Uncertain, [10.0]),
+    ],
+)
+async def test_sending(config: dict[str, Any], to: str, expected: type, slept: list[float]) -> None:
+    clock = Clock()
+    guard = Guard()
+    provider = SimulatorProvider(SimulatorConfig(**config), Surroundings(AiohttpTransport(guard), guard, clock))
+    message = Message(UUID(int=7), Channel.email, to, Email("Hi", text="Hi"))
+    result = await provider.send(message, "dlv_x")
+    assert type(result) is expected
+    assert clock.slept == slept

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 
 from tidings.channels import CHANNELS
 from tidings.errors import Invalid, RenderError
+from tidings.model.words import Channel
 from tidings.templating import CompiledTemplate, compile_template
 
-RULES = {channel.name: rules for channel, rules in CHANNELS.items()}
+RULES = CHANNELS
 ADA = {"id": "u-1", "locale": "de-AT", "time_zone": "Europe/Vienna", "attributes": {"plan": "gold"}}
 
 
@@ -36,7 +37,7 @@ def compile_json(source: str) -> CompiledTemplate:
 
 
 def render_text(source: str, **data: Any) -> str:
-    return compile_text(source).render("sms", None, {"user": ADA, **data})["text"]
+    return compile_text(source).render(Channel.sms, None, {"user": ADA, **data})["text"]
 
 
 def refused(content: dict[str, Any]) -> dict[str | None, str]:
@@ -54,7 +55,11 @@ def test_every_field_of_the_chosen_locale_is_rendered() -> None:
             "default_locale": "en",
             "channels": {
                 "email": {
-                    "en": {"subject": "Order {{ order.id }}", "text": "Hi {{ user.id }}", "html": "<b>{{ order.id }}</b>"},
+                    "en": {
+                        "subject": "Order {{ order.id }}",
+                        "text": "Hi {{ user.id }}",
+                        "html": "<b>{{ order.id }}</b>",
+                    },
                     "de": {"subject": "Bestellung {{ order.id }}", "text": "Hallo {{ user.id }}"},
                 }
             },
@@ -62,18 +67,19 @@ def test_every_field_of_the_chosen_locale_is_rendered() -> None:
         RULES,
     )
     data = {"user": ADA, "order": {"id": "A<1>"}}
-    assert template.render("email", "en-GB", data) == {
+    assert template.render(Channel.email, "en-GB", data) == {
         "subject": "Order A<1>",
         "text": "Hi u-1",
         "html": "<b>A&lt;1&gt;</b>",
     }
-    assert template.render("email", "de-AT", data)["subject"] == "Bestellung A<1>"
-    assert template.render("email", "fr", data)["subject"] == "Order A<1>"
-    assert template.choose_locale("email", "de-AT") == "de"
-    assert template.choose_locale("email", None) == "en"
-    assert template.channels == {"email"}
+    assert template.render(Channel.email, "de-AT", data)["subject"] == "Bestellung A<1>"
+    assert template.render(Channel.email, "fr", data)["subject"] == "Order A<1>"
+    assert template.resolve_locale(Channel.email, "de-AT") == "de-AT"
+    assert template.resolve_locale(Channel.email, "fr") == "en"
+    assert template.resolve_locale(Channel.email, None) == "en"
+    assert template.channels == {Channel.email}
     with pytest.raises(RenderError, match="no content for sms"):
-        template.render("sms", "en", data)
+        template.render(Channel.sms, "en", data)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +118,7 @@ def test_every_field_of_the_chosen_locale_is_rendered() -> None:
 def test_expressions(source: str, text: str) -> None:
     template = compile_template({"default_locale": "de", "channels": {"sms": {"de": {"text": source}}}}, RULES)
     data = {"user": ADA, "when": "2026-11-22T18:30:00Z", "items": [{"n": 1}, {"n": 2}]}
-    assert template.render("sms", "de-AT", data)["text"] == text
+    assert template.render(Channel.sms, "de-AT", data)["text"] == text
 
 
 def test_data_whose_names_are_methods_of_python_are_found() -> None:
@@ -175,6 +181,7 @@ def test_content_is_refused_with_a_pointer_for_each_thing_to_mend() -> None:
                 "extra": 1,
                 "channels": {
                     "pigeon/1": {},
+                    "push": {},
                     "sms": {"de": {"text": "x"}},
                     "email": {
                         "en": {"subject": "{{ a", "text": "{% if %}", "colour": "x", "html": 3},
@@ -189,6 +196,7 @@ def test_content_is_refused_with_a_pointer_for_each_thing_to_mend() -> None:
         "/default_locale",
         "/extra",
         "/channels/pigeon~11",
+        "/channels/push",
         "/channels/sms",
         "/channels/email/en/subject",
         "/channels/email/en/text",
@@ -323,7 +331,7 @@ def run_bomb(name: str) -> tuple[float, float]:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.monotonic()
     try:
-        template.render("sms", "en", {"user": ADA, "half": "\ud800", **data})
+        template.render(Channel.sms, "en", {"user": ADA, "half": "\ud800", **data})
     except RenderError as error:
         assert len(str(error)) < 500
     took = time.monotonic() - started
@@ -364,7 +372,9 @@ def test_every_template_ends_soon_and_small(name: str, bombs: dict[str, dict[str
 PIECES = st.sampled_from(
     "{{ }} {% %} {{- -}} {%- -%} {# #} a b.c user.id big if else elif endif for endfor in set endset = ~ + - | ( ) [ ] , . "
     "is not defined default upper join replace sort list length map attribute range loop loop.index 'x' \"y\" 1 2.5 :"
-    " \n == and or true none raw macro _tick _bounded |_bounded safe tojson format date money '%9d' {{a}} {%if".split(" ")
+    " \n == and or true none raw macro _tick _bounded |_bounded safe tojson format date money '%9d' {{a}} {%if".split(
+        " "
+    )
 )
 
 
@@ -376,7 +386,7 @@ def test_arbitrary_templates_never_crash(source: str) -> None:
     except Invalid:
         return
     try:
-        template.render("sms", "en", {"user": ADA, "a": [1, "<"], "b": {"c": "x"}, "big": "x" * 1000})
+        template.render(Channel.sms, "en", {"user": ADA, "a": [1, "<"], "b": {"c": "x"}, "big": "x" * 1000})
     except RenderError:
         pass
 
@@ -408,7 +418,7 @@ JSON = compile_json(
 @given(HOSTILE)
 def test_no_value_injects_an_element_or_an_attribute(value: str) -> None:
     page = Elements()
-    page.feed(HTML.render("email", "en", {"user": ADA, "v": value, "l": [value]})["html"])
+    page.feed(HTML.render(Channel.email, "en", {"user": ADA, "v": value, "l": [value]})["html"])
     page.close()
     assert page.found == [("a", ["title", "href"])]
 
@@ -416,7 +426,7 @@ def test_no_value_injects_an_element_or_an_attribute(value: str) -> None:
 @settings(max_examples=200, deadline=None)
 @given(HOSTILE | st.text(max_size=20))
 def test_no_value_breaks_a_json_document(value: str) -> None:
-    document = json.loads(JSON.render("webhook", "en", {"user": ADA, "v": value, "l": [value, value]})["body"])
+    document = json.loads(JSON.render(Channel.webhook, "en", {"user": ADA, "v": value, "l": [value, value]})["body"])
     assert list(document) == ["a", "b", "c", "d", "e", "f", "g", "h"]
     assert (document["a"], document["c"]) == (value, [value, value])
 
@@ -425,9 +435,9 @@ def test_no_value_breaks_a_json_document(value: str) -> None:
 @given(HOSTILE)
 def test_no_value_injects_a_mail_header(value: str) -> None:
     template = compile_template({"channels": {"email": {"en": {"subject": "Hi {{ v }}", "text": "x"}}}}, RULES)
-    parts = template.render("email", "en", {"v": value})
+    parts = template.render(Channel.email, "en", {"v": value})
     try:
-        content = RULES["email"].to_content(parts)
+        content = RULES[Channel.email].to_content(parts)
     except RenderError:
         assert any(char in value for char in "\r\n")
     else:
@@ -438,7 +448,7 @@ def test_no_value_injects_a_mail_header(value: str) -> None:
 def test_one_rendering_does_not_pay_for_another() -> None:
     template = compile_text("{{ big }}" * 7)
     for _ in range(20):
-        assert len(template.render("sms", "en", {"big": "x" * 64_000})["text"]) == 448_000
+        assert len(template.render(Channel.sms, "en", {"big": "x" * 64_000})["text"]) == 448_000
 
 
 if __name__ == "__main__":

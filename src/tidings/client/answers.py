@@ -93,10 +93,15 @@ class Delivery(Answer, frozen=True, kw_only=True):
     channel: str
     status: str
     address: str | None = None
+    account: str | None = None
+    """The key of the account of the last attempt; `provider` is its vendor."""
     provider: str | None = None
     engagement: list[str] = []
     attempts: int = 0
     reason: str | None = None
+    locale: str | None = None
+    sent_at: datetime | None = None
+    delivered_at: datetime | None = None
 
 
 class TimelineEntry(Answer, frozen=True, kw_only=True):
@@ -109,6 +114,8 @@ class TimelineEntry(Answer, frozen=True, kw_only=True):
     provider: str | None = None
     attempt: int | None = None
     reason: str | None = None
+    detail: Any = None
+    """The provider's words, as evidence."""
 
 
 class NotificationSummary(Answer, frozen=True, kw_only=True):
@@ -116,21 +123,25 @@ class NotificationSummary(Answer, frozen=True, kw_only=True):
 
     id: str
     status: str
+    """Derived from the deliveries: queued, processing, sent, delivered, partly, failed, expired, cancelled, skipped."""
     created_at: datetime
     priority: str | None = None
     type: str | None = None
-    type_version: int | None = None
     user: str | None = None
+    to: str | None = None
+    """The address, when it was sent ad hoc."""
     send_at: datetime | None = None
-    expires_at: datetime | None = None
-    cancelled_at: datetime | None = None
-    metadata: dict[str, Any] | None = None
-    deliveries: list[Delivery] = []
 
 
 class Notification(NotificationSummary, frozen=True, kw_only=True):
     """A notification with all that became of it."""
 
+    type_version: int | None = None
+    expires_at: datetime | None = None
+    cancelled_at: datetime | None = None
+    metadata: dict[str, str] = {}
+    test: bool = False
+    deliveries: list[Delivery] = []
     timeline: list[TimelineEntry] = []
 
 
@@ -305,10 +316,9 @@ class DeadLetter(Answer, frozen=True, kw_only=True):
 
 
 class Replayed(Answer, frozen=True, kw_only=True):
-    """How many dead letters were put back to work, and how many of those that were asked for are still there."""
+    """How many dead letters were put back to work."""
 
     replayed: int
-    remaining: int = 0
 
 
 class Readiness(Answer, frozen=True, kw_only=True):

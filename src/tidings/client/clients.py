@@ -50,8 +50,8 @@ class _Connection:
 
     def __init__(
         self,
-        api_key: str | None,
         url: str | None,
+        api_key: str | None,
         retries: Retries | None,
         rng: random.Random | None,
         monotonic: Callable[[], float],
@@ -149,9 +149,10 @@ def _parse_problem(response: httpx.Response) -> Problem:
 
 def _is_loopback(host: str) -> bool:
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
         return host == "localhost" or host.endswith(".localhost")
+    return address.is_loopback or address.is_unspecified
 
 
 @functools.cache
@@ -265,6 +266,7 @@ class _Templates(_Sync):
     list = BlockingPages(requests.list_templates)
     create_version = Blocking(requests.create_template_version)
     get_version = Blocking(requests.get_template_version)
+    versions = BlockingPages(requests.list_template_versions)
     publish = Blocking(requests.publish_template)
     rollback = Blocking(requests.rollback_template)
     preview = Blocking(requests.preview_template)
@@ -296,8 +298,8 @@ class Client(_Sync):
 
     def __init__(
         self,
-        api_key: str | None = None,
         url: str | None = None,
+        api_key: str | None = None,
         *,
         retries: Retries | None = None,
         transport: httpx.BaseTransport | None = None,
@@ -308,8 +310,8 @@ class Client(_Sync):
         """Nothing is sent yet.
 
         Args:
-            api_key: default: the environment's TIDINGS_API_KEY.
             url: default: the environment's TIDINGS_URL, else http://127.0.0.1:8000.
+            api_key: default: the environment's TIDINGS_API_KEY.
             retries: how patient to be.
             transport: replaces the network, e.g. by an `httpx.WSGITransport`.
             sleep, monotonic, rng: time and chance, for tests.
@@ -318,7 +320,7 @@ class Client(_Sync):
             ValueError: the URL or the key cannot be one.
         """
         super().__init__(self)
-        self._at = _Connection(api_key, url, retries, rng, monotonic)
+        self._at = _Connection(url, api_key, retries, rng, monotonic)
         self._sleep = sleep
         self._http = httpx.Client(headers=self._at.headers, trust_env=self._at.trust_env, transport=transport)
         self.users = _Users(self)
@@ -442,6 +444,7 @@ class _AsyncTemplates(_Async):
     list = AwaitedPages(requests.list_templates)
     create_version = Awaited(requests.create_template_version)
     get_version = Awaited(requests.get_template_version)
+    versions = AwaitedPages(requests.list_template_versions)
     publish = Awaited(requests.publish_template)
     rollback = Awaited(requests.rollback_template)
     preview = Awaited(requests.preview_template)
@@ -473,8 +476,8 @@ class AsyncClient(_Async):
 
     def __init__(
         self,
-        api_key: str | None = None,
         url: str | None = None,
+        api_key: str | None = None,
         *,
         retries: Retries | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
@@ -488,7 +491,7 @@ class AsyncClient(_Async):
             ValueError: the URL or the key cannot be one.
         """
         super().__init__(self)
-        self._at = _Connection(api_key, url, retries, rng, monotonic)
+        self._at = _Connection(url, api_key, retries, rng, monotonic)
         self._sleep = sleep
         self._http = httpx.AsyncClient(headers=self._at.headers, trust_env=self._at.trust_env, transport=transport)
         self.users = _AsyncUsers(self)

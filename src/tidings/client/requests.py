@@ -72,7 +72,7 @@ class NotificationRequest(TypedDict, total=False):
     send_at: datetime | str
     expires_at: datetime | str
     locale: str
-    metadata: Mapping[str, Any]
+    metadata: Mapping[str, str]
     content: Mapping[str, Any]
     idempotency_key: str
 
@@ -177,7 +177,7 @@ def send(
     send_at: datetime | str | None = None,
     expires_at: datetime | str | None = None,
     locale: str | None = None,
-    metadata: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, str] | None = None,
     content: Mapping[str, Any] | None = None,
     idempotency_key: str | None = None,
     traceparent: str | None = None,
@@ -337,7 +337,7 @@ def put_type(
     key: str,
     *,
     category: str,
-    template: str,
+    template: str | None = None,
     priority: PriorityName | None = None,
     steps: Sequence[Mapping[str, Any]] | None = None,
     expires_after: str | None = None,
@@ -348,6 +348,7 @@ def put_type(
     """Create a type or, if anything changed, its next version.
 
     Args:
+        template: default: the one with the type's key.
         steps: for example `[{"send": ["email", "in_app"]}]`; without: every channel that the template covers.
         expires_after: a duration such as `2d`.
         critical: keys without the scope `send:critical` may send it with that priority.
@@ -420,6 +421,11 @@ def get_template_version(key: str, version: int) -> Call[TemplateVersion]:
     return Call(method="GET", path=_path("templates", key, "versions", version), answer=TemplateVersion)
 
 
+def list_template_versions(key: str, *, limit: int | None = None) -> Listing[TemplateVersion]:
+    """All versions of a template, newest first."""
+    return Listing(path=_path("templates", key, "versions"), item=TemplateVersion, query=_query(limit=limit))
+
+
 def publish_template(key: str, version: int, *, idempotency_key: str | None = None) -> Call[Template]:
     """Make a version the one that new notifications use."""
     return _post(_path("templates", key, "publish"), Template, {"version": version}, idempotency_key)
@@ -436,11 +442,12 @@ def preview_template(
     channel: ChannelName,
     locale: str | None = None,
     data: Mapping[str, Any] | None = None,
+    user: Mapping[str, Any] | None = None,
     version: int | None = None,
     idempotency_key: str | None = None,
 ) -> Call[Preview]:
-    """Render without sending; the latest version if none is named."""
-    body = _given(channel=channel, locale=locale, data=data, version=version)
+    """Render without sending; the latest version if none is named. `user`: any of id, time_zone, attributes."""
+    body = _given(channel=channel, locale=locale, data=data, user=user, version=version)
     return _post(_path("templates", key, "preview"), Preview, body, idempotency_key)
 
 
@@ -564,8 +571,8 @@ def replay_all_dead_letters(
     limit: int | None = None,
     idempotency_key: str | None = None,
 ) -> Call[Replayed]:
-    """Send up to `limit` dead letters again, oldest first; `remaining` says how many are left."""
-    body = {"all": True, **_given(channel=channel, reason=reason, limit=limit)}
+    """Send all dead letters again, or up to `limit` of them."""
+    body = _given(channel=channel, reason=reason, limit=limit)
     return _post(_path("dead_letters", "replay"), Replayed, body, idempotency_key)
 
 

@@ -259,6 +259,10 @@ async def _keep_session(connection: Any) -> None:
     """Pool reset that sends nothing; see the module's docstring for what makes that safe."""
 
 
+Runner: TypeAlias = Connection | Database
+"""What runs one statement: a held connection, inside its transaction if it has one, or the pool, on its own."""
+
+
 class _Dedicated:
     """One connection of its own that comes back: the frame of :class:`Notifier` and :class:`Listener`."""
 

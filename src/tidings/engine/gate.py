@@ -1,8 +1,8 @@
 """What an account can take now: pace, concurrency, pauses and the circuit breaker.
 
-Pace is one GCRA row per account in the database, from which each worker leases the tokens of the next tenth of a second;
-so the rate holds over all workers and costs ten statements a second. Concurrency and the breaker are each worker's own:
-a worker that sees an account fail stops using it, and tells the others by the row's `open_until`.
+Pace is one GCRA row per account in the database, from which each worker leases the tokens of the next tenth of a
+second; so the rate holds over all workers and costs ten statements a second. Concurrency and the breaker are each
+worker's own: a worker that sees an account fail stops using it, and tells the others by the row's `open_until`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
 
-from tidings.db.pool import Connection
+from tidings.db.pool import Runner
 from tidings.db.sql import load_queries
 
 SQL: Final = load_queries(__package__, "gate.sql")
@@ -132,7 +132,7 @@ class Gate:
         self.paused_until = max(self.paused_until, now + seconds)
 
 
-async def lease_pace(conn: Connection, wants: Mapping[int, tuple[Limits, int]], now: datetime | None) -> dict[int, int]:
+async def lease_pace(conn: Runner, wants: Mapping[int, tuple[Limits, int]], now: datetime | None) -> dict[int, int]:
     """Lease pace tokens for several accounts at once: `{account id: (limits, wanted)}` to `{account id: granted}`."""
     accounts = sorted(wants)
     rows = await conn.fetch(
@@ -148,11 +148,11 @@ async def lease_pace(conn: Connection, wants: Mapping[int, tuple[Limits, int]], 
     return {row["account_id"]: row["granted"] for row in rows}
 
 
-async def apply_opening(conn: Connection, limits: Limits, span: timedelta, now: datetime | None) -> None:
+async def apply_opening(conn: Runner, limits: Limits, span: timedelta, now: datetime | None) -> None:
     """Tell the other workers that this account's breaker opened."""
     await conn.execute(SQL.apply_opening, limits.project_id, limits.account_id, span, now)
 
 
-async def load_openings(conn: Connection, account_ids: list[int], now: datetime | None) -> dict[int, float]:
+async def load_openings(conn: Runner, account_ids: list[int], now: datetime | None) -> dict[int, float]:
     """The accounts among these whose breaker some worker opened: seconds from now until they may be tried."""
     return {row["account_id"]: row["seconds"] for row in await conn.fetch(SQL.load_openings, account_ids, now)}

@@ -1,7 +1,7 @@
 """The job table. Only this file writes it; every function takes the connection whose transaction it belongs to.
 
-A lease and an epoch decide who owns a job: claiming raises the epoch, settling names it. Nothing else has to be trusted,
-so workers may die, sleep or answer late.
+A lease and an epoch decide who owns a job: claiming raises the epoch, settling names it. Nothing else has to be
+trusted, so workers may die, sleep or answer late.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from tidings.db.pool import Connection
+from tidings.db.pool import Connection, Runner
 from tidings.db.sql import load_queries
 from tidings.engine.shares import Share, Waiting
 
@@ -21,6 +21,8 @@ FEEDER: Final = 256
 """A lane of FEEDER + a bit set of lanes produces work for those lanes, and waits while one of them is full."""
 
 LAST_FEEDER: Final = FEEDER + 255
+LAG_COUNT: Final = 100_000
+"""Depths are counted up to this."""
 WAKE_CHANNEL: Final = "tidings_lane"
 """NOTIFY channel; the payload is a lane."""
 
@@ -69,14 +71,21 @@ async def insert_jobs(conn: Connection, jobs: Sequence[NewJob], now: datetime | 
 
 
 async def load_waiting(
-    conn: Connection, lanes: tuple[int, int], *, count: int, projects: int, after_project: int, ahead: int, now: datetime | None
+    conn: Runner,
+    lanes: tuple[int, int],
+    *,
+    count: int,
+    projects: int,
+    after_project: int,
+    ahead: int,
+    now: datetime | None,
 ) -> list[Waiting]:
     """What is due on a range of lanes, per class and project; counts stop at `count` (and `ahead` for fed lanes)."""
     rows = await conn.fetch(SQL.load_waiting, *lanes, count, projects, after_project, ahead, now)
     return [Waiting(*row) for row in rows if row["waiting"]]
 
 
-async def claim_jobs(conn: Connection, shares: Sequence[Share], *, lease: timedelta, now: datetime | None) -> list[Job]:
+async def claim_jobs(conn: Runner, shares: Sequence[Share], *, lease: timedelta, now: datetime | None) -> list[Job]:
     """Lease what the shares say; fewer come back when other workers were faster."""
     rows = await conn.fetch(
         SQL.claim_jobs,
@@ -104,7 +113,7 @@ async def lock_jobs(conn: Connection, shares: Sequence[Share], *, now: datetime 
     return [Job(*row) for row in rows]
 
 
-async def extend_leases(conn: Connection, jobs: Sequence[Job], *, lease: timedelta, now: datetime | None) -> set[UUID]:
+async def extend_leases(conn: Runner, jobs: Sequence[Job], *, lease: timedelta, now: datetime | None) -> set[UUID]:
     """Renew the leases that are still ours; answers with their ids."""
     rows = await conn.fetch(SQL.extend_leases, [j.id for j in jobs], [j.epoch for j in jobs], lease, now)
     return {row[0] for row in rows}
@@ -118,7 +127,7 @@ async def finish_jobs(conn: Connection, jobs: Sequence[Job]) -> set[UUID]:
     return {row[0] for row in rows}
 
 
-async def retry_jobs(conn: Connection, retries: Sequence[Retry], now: datetime | None) -> set[UUID]:
+async def retry_jobs(conn: Runner, retries: Sequence[Retry], now: datetime | None) -> set[UUID]:
     """Free the jobs whose claim is the newest and set when they are due again. Pass them sorted by id."""
     if not retries:
         return set()
@@ -134,7 +143,7 @@ async def retry_jobs(conn: Connection, retries: Sequence[Retry], now: datetime |
     return {row[0] for row in rows}
 
 
-async def release_jobs(conn: Connection, jobs: Sequence[Job], pins: Sequence[int | None]) -> None:
+async def release_jobs(conn: Runner, jobs: Sequence[Job], pins: Sequence[int | None]) -> None:
     """Give claimed jobs back unused."""
     if jobs:
         await conn.execute(SQL.release_jobs, [j.id for j in jobs], [j.epoch for j in jobs], list(pins))
@@ -154,6 +163,11 @@ async def remove_free_jobs(conn: Connection, project_id: int, ids: Iterable[UUID
 async def load_jobs(conn: Connection, project_id: int, ids: Iterable[UUID]) -> dict[UUID, Any]:
     """The job rows among `ids` (due_at, attempt, epoch, leased), by id."""
     return {row["id"]: row for row in await conn.fetch(SQL.load_jobs, project_id, list(ids))}
+
+
+async def load_lag(conn: Connection) -> list[tuple[int, int, float]]:
+    """Each lane's depth and the age in seconds of its oldest due work; feeder lanes by their own numbers."""
+    return [(row["lane"], row["depth"], row["seconds"]) for row in await conn.fetch(SQL.load_lag, LAG_COUNT)]
 
 
 def _columns(jobs: Sequence[NewJob]) -> list[list[Any]]:

@@ -1,8 +1,8 @@
 """Who gets the free slots. Pure.
 
-Within a lane: critical first, then high, medium, low; but of every sixteen slots each class that waits gets one, and a
-tenth of all slots is kept free for critical. Within a class: the projects with due work share evenly, whatever the size
-of their backlogs.
+Within a lane: critical first, then high, medium, low; but of every sixteen slots each class that waits gets one, and
+a tenth of all slots is kept free for critical. Within a class: the projects with due work share evenly, whatever the
+size of their backlogs.
 """
 
 from __future__ import annotations

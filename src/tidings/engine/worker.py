@@ -3,9 +3,9 @@
 Each loop is a row of `step()`s, which a simulation calls by itself. Handlers say what the work is; this file only says
 when, how many, and what happens when a process dies, sleeps or is told to stop.
 
-Between two of its steps a worker holds: jobs being sent, results waiting to be settled. Both keep their leases extended;
-if the worker dies, the leases run out and the sweeper frees the jobs (and the handler records that it is not known
-whether they were sent).
+Between two of its steps a worker holds: jobs being sent, results waiting to be settled. Both keep their leases
+extended; if the worker dies, the leases run out and the sweeper frees the jobs (and the handler records that it is
+not known whether they were sent).
 """
 
 from __future__ import annotations
@@ -109,10 +109,16 @@ async def no_checkpoint(_: str) -> None:
 
 
 class Wakes:
-    """Wakes lanes: those of this process at once, those of other processes by NOTIFY."""
+    """Wakes lanes: those of this process at once, those of other processes by NOTIFY.
 
-    def __init__(self, notify: Callable[[str, str], None] | None = None) -> None:
+    Args:
+        notify: sends a hint to the other processes; None where there are none.
+        token: names this process in its hints, so that it does not wake itself twice.
+    """
+
+    def __init__(self, notify: Callable[[str, str], None] | None = None, token: str = "") -> None:
         self._notify = notify
+        self._token = token
         self._lanes: dict[int, asyncio.Event] = {}
 
     def event(self, lane: int) -> asyncio.Event:
@@ -124,12 +130,21 @@ class Wakes:
         if event := self._lanes.get(min(lane, queue.FEEDER)):
             event.set()
 
+    def hear(self, payload: str) -> None:
+        """A hint came; an empty one means that hints may have been missed: look everywhere."""
+        lane, _, token = payload.partition(":")
+        if not lane.isdecimal():
+            for event in self._lanes.values():
+                event.set()
+        elif token != self._token:
+            self.local(int(lane))
+
     def announce(self, lanes: Iterable[int]) -> None:
         """Lanes have new work: wake ours, tell the others."""
         for lane in {min(lane, queue.FEEDER) for lane in lanes}:
             self.local(lane)
             if self._notify is not None:
-                self._notify(queue.WAKE_CHANNEL, str(lane))
+                self._notify(queue.WAKE_CHANNEL, f"{lane}:{self._token}")
 
 
 class SendLane(Generic[Prepared, Result]):
@@ -319,7 +334,9 @@ class SendLane(Generic[Prepared, Result]):
             left[w.project_id] -= take
             if take:
                 account = chosen[w.project_id]
-                shares.append(Share(w.lane, w.priority, w.project_id, account.limits.account_id if account else None, take))
+                shares.append(
+                    Share(w.lane, w.priority, w.project_id, account.limits.account_id if account else None, take)
+                )
         return shares
 
     def _gate(self, limits: Limits) -> Gate:
@@ -336,7 +353,9 @@ class SendLane(Generic[Prepared, Result]):
             return
         self._openings_at = now + 1.0
         mine = {g.limits.account_id: g for gates_ in by_project.values() for g in gates_}
-        for account_id, seconds in (await gates.load_openings(self._database, sorted(mine), self._clock.db_now())).items():
+        for account_id, seconds in (
+            await gates.load_openings(self._database, sorted(mine), self._clock.db_now())
+        ).items():
             if mine[account_id].breaker.open_until is None:
                 mine[account_id].pause(seconds, now)
 
@@ -455,7 +474,9 @@ class SendLane(Generic[Prepared, Result]):
             return
         # The database refused or went away. The result is all we know of a message that may be out: keep it and its
         # lease, and try again until it is recorded or the lease is lost to another worker (then it is a late answer).
-        log.warning("worker.settle_failed", lane=self.lane, job=str(job.id), error=type(error).__name__, detail=str(error))
+        log.warning(
+            "worker.settle_failed", lane=self.lane, job=str(job.id), error=type(error).__name__, detail=str(error)
+        )
 
         async def again() -> None:
             await asyncio.sleep(0.2)

@@ -13,7 +13,6 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple
@@ -42,6 +41,7 @@ from tidings.errors import (
     Internal,
     Invalid,
     Problem,
+    RenderError,
     Unavailable,
 )
 from tidings.flow.jobs import plan_job, to_mask
@@ -233,7 +233,8 @@ class Acceptor:
                 raise
             except CommitUnknown as error:
                 raise Unavailable(
-                    "It is not known whether the request was stored; repeat it with the same idempotency key.", retry_after=1
+                    "It is not known whether the request was stored; repeat it with the same idempotency key.",
+                    retry_after=1,
                 ) from error
             except asyncpg.LockNotAvailableError as error:
                 raise IdempotencyBusy(retry_after=1) from error
@@ -296,7 +297,9 @@ class Acceptor:
         try:
             rows = await self._database.fetch(SQL.load_users, [project_id] * len(names), names)
         except asyncpg.DataError as error:  # an unpaired surrogate, say
-            raise Invalid("A user id is not valid text.", errors=[FieldError("Use valid UTF-8.", "/to/user")]) from error
+            raise Invalid(
+                "A user id is not valid text.", errors=[FieldError("Use valid UTF-8.", "/to/user")]
+            ) from error
         found = {row["id"] for row in rows}
         for name in unseen:
             if name in found:
@@ -325,7 +328,8 @@ class Acceptor:
             if leaders:
                 taken = await _claim_keys(conn, leaders, self._clock.db_now())
                 new = [
-                    d for d in drafts
+                    d
+                    for d in drafts
                     if d.key is None or ((place := (d.row.project_id, d.key)) not in taken and leaders[place] is d)
                 ]
             if new:
@@ -341,6 +345,11 @@ class Acceptor:
         await self._checkpoint("accept.after")
         self._wakes.announce({draft.job.lane for draft in drafts if draft.job.due_at is None})
         return [[_answer(draft, taken, leaders) for draft in unit] for unit in units]
+
+
+async def forget_keys(database: Database) -> None:
+    """Delete the idempotency keys whose day is over."""
+    await database.execute(SQL.forget_keys)
 
 
 def decide_acceptance(
@@ -375,10 +384,13 @@ def decide_acceptance(
             channels &= 1 << channel
         if not channels and not errors:
             named = ", ".join(c.name for c in Channel if covers >> c & 1) or "none"
-            errors.append(FieldError(f"The type {type_.key!r} sends on {named}; nothing is left of that here.", "/channels"))
+            said = f"The type {type_.key!r} sends on {named}; nothing is left of that here."
+            errors.append(FieldError(said, "/channels"))
         data = request.data if request.data is not None else {}
-        for name in template.missing(data):
-            errors.append(FieldError(f"The template needs the variable `{name}`.", f"/data/{name.replace('.', '/')}"))
+        errors += [
+            FieldError(f"The template needs the variable `{name}`.", f"/data/{name.replace('.', '/')}")
+            for name in template.missing(data)
+        ]
         errors += [FieldError(e.detail, "/data" + (e.pointer or "")) for e in type_.check_data(data)]
         priority = Priority[request.priority] if request.priority else type_.priority
         at_most_once = type_.at_most_once if request.guarantee is None else request.guarantee is Guarantee.at_most_once
@@ -414,9 +426,9 @@ def decide_acceptance(
         errors.append(_bad_key("/idempotency_key"))
     if errors:
         raise Invalid(_summary(errors), errors=errors)
-    if priority is Priority.critical and not (type_ is not None and type_.critical):
-        if Scope.send_critical not in caller.scopes:
-            raise Forbidden("Priority `critical` needs a key with the scope `send:critical`, or a type that allows it.")
+    allowed_critical = Scope.send_critical in caller.scopes or (type_ is not None and type_.critical)
+    if priority is Priority.critical and not allowed_critical:
+        raise Forbidden("Priority `critical` needs a key with the scope `send:critical`, or a type that allows it.")
     row = Row(
         id_,
         caller.project_id,
@@ -469,7 +481,7 @@ def _allowed_channels(request: Request, errors: list[FieldError]) -> int | None:
 def _check_content(channel: Channel, content: DirectContent) -> list[FieldError]:
     try:
         CHANNELS[channel].to_content(to_fields(channel, content))
-    except ValueError as error:
+    except RenderError as error:
         return [FieldError(str(error), "/content")]
     return []
 

@@ -77,12 +77,14 @@ class Intervener:
             if notification["cancelled_at"] is None:
                 await conn.execute(SQL.apply_cancelled_at, project_id, notification_id, now)
                 await apply_audit(
-                    conn, caller.actor, "notification.cancel", f"notification:{ids.to_public(ids.NOTIFICATION, notification_id)}"
+                    conn,
+                    caller.actor,
+                    "notification.cancel",
+                    f"notification:{ids.to_public(ids.NOTIFICATION, notification_id)}",
                 )
             unplanned = await queue.remove_free_jobs(conn, project_id, [notification_id])
             waiting = [
-                row["id"]
-                for row in await conn.fetch(SQL.lock_open_deliveries, project_id, notification_id, low, high)
+                row["id"] for row in await conn.fetch(SQL.lock_open_deliveries, project_id, notification_id, low, high)
             ]
             freed = await queue.remove_free_jobs(conn, project_id, waiting) if waiting else set()
             if freed:
@@ -98,9 +100,7 @@ class Intervener:
 
         return await self._database.transaction(work)
 
-    async def _record(
-        self, conn: Connection, project_id: int, rows: Sequence[object], now: datetime | None
-    ) -> None:
+    async def _record(self, conn: Connection, project_id: int, rows: Sequence[object], now: datetime | None) -> None:
         rng = self._clock.random
         n = len(rows)
         records = [dict(row) for row in rows]  # type: ignore[call-overload]  # asyncpg's Record is a mapping

@@ -5,8 +5,8 @@
 | plan | a notification | FEEDER + the set of channels it may use | `plan.Planner`, in one transaction     |
 | send | a delivery     | the channel's number                   | `send.Sender`, then `settle.Settler`   |
 
-A plan job waits on a lane of its channel set, so that a slow SMS provider holds back the planning of text messages and
-not that of e-mails.
+A plan job waits on a lane of its channel set, so that a slow SMS provider holds back the planning of text messages
+and not that of e-mails.
 """
 
 from __future__ import annotations

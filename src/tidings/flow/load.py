@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from tidings import ids
+from tidings.db.pool import Runner
 from tidings.db.sql import load_queries
 from tidings.model.words import Channel, Status
 
@@ -15,7 +16,8 @@ SQL: Final = load_queries(__package__, "load.sql")
 
 
 class Delivery(NamedTuple):
-    """A delivery as it is before an attempt; the order of the fields is that of load_deliveries' columns after `ord`."""
+    """A delivery as it is before an attempt; the order of the fields is that of load_deliveries' columns after
+    `ord`."""
 
     id: UUID
     project_id: int
@@ -41,7 +43,7 @@ class Delivery(NamedTuple):
 
 
 async def load_deliveries(
-    connection: Any, places: Sequence[tuple[UUID, int]], now: datetime | None
+    connection: Runner, places: Sequence[tuple[UUID, int]], now: datetime | None
 ) -> list[Delivery | None]:
     """The deliveries at these (id, project) places, in order; None where retention has dropped one."""
     found: list[Delivery | None] = [None] * len(places)
@@ -53,7 +55,5 @@ async def load_deliveries(
     )
     for row in rows:
         ord_, id_, project_id, notification_id, channel, status, *rest = row
-        found[ord_ - 1] = Delivery(
-            id_, project_id, notification_id, Channel(channel), Status(status), *rest
-        )
+        found[ord_ - 1] = Delivery(id_, project_id, notification_id, Channel(channel), Status(status), *rest)
     return found

@@ -70,7 +70,7 @@ async def fold(database: Database) -> int:
     """Move the deltas into the roll-ups; answers with how many."""
     folded = 0
     while True:
-        n = await database.fetchval(SQL.fold_deltas, FOLD_BATCH)
+        n: int = await database.fetchval(SQL.fold_deltas, FOLD_BATCH)
         folded += n
         if n < FOLD_BATCH:
             return folded

@@ -271,7 +271,7 @@ class Planner:
         for job in jobs:
             if job.id not in plans:  # retention dropped the notification; the job has nothing left to plan
                 continue
-            facts, planned, _ = plans[job.id]
+            _, planned, _ = plans[job.id]
             for p in planned:
                 id_ = ids.child_id(job.id, rng)
                 deliveries.append(
@@ -308,7 +308,20 @@ class Planner:
                 channel = next((c for c in Channel if (job.lane - queue.FEEDER) >> c & 1), Channel.email)
                 await conn.execute(
                     SQL.insert_deliveries,
-                    *([v] for v in (id_, job.project_id, job.id, int(channel), int(Status.failed), None, "", None, Reason.unsupported)),
+                    *(
+                        [v]
+                        for v in (
+                            id_,
+                            job.project_id,
+                            job.id,
+                            int(channel),
+                            int(Status.failed),
+                            None,
+                            "",
+                            None,
+                            Reason.unsupported,
+                        )
+                    ),
                     self._clock.db_now(),
                 )
                 await queue.finish_jobs(conn, [job])

@@ -1,6 +1,7 @@
 """Render: a delivery, its pinned template version and its data become a Message. Pure.
 
-Rendering is late, just before sending, and repeatable: the version is pinned, so an audit can make the same bytes again.
+Rendering is late, just before sending, and repeatable: the version is pinned, so an audit can make the same bytes
+again.
 """
 
 from __future__ import annotations
@@ -32,15 +33,11 @@ def render_message(delivery: Delivery, template: TemplateVersion | None, tracepa
         fields = template.compiled.render(delivery.channel, delivery.locale, to_variables(delivery))
     else:
         raise RenderError("There is neither a template nor content.")
-    try:
-        content = CHANNELS[delivery.channel].to_content(fields)
-    except ValueError as error:
-        raise RenderError(str(error)) from None
     return Message(
         delivery=delivery.id,
         channel=delivery.channel,
         to=delivery.address,
-        content=content,
+        content=CHANNELS[delivery.channel].to_content(fields),
         template_version=delivery.template_version_id,
         traceparent=traceparent,
         expires_at=delivery.expires_at,

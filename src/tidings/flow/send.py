@@ -275,5 +275,3 @@ def _pause(result: SendResult) -> float | None:
     if isinstance(result, Throttled):
         return result.retry_after.total_seconds() if result.retry_after is not None else 1.0
     return None
-
-

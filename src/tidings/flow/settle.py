@@ -59,8 +59,8 @@ class Policy:
 
     def backoff(self, attempt: int, rng: random.Random) -> timedelta:
         """How long to wait after the `attempt`-th attempt (from 1)."""
-        span = min(self.cap, self.base * 2 ** min(attempt - 1, 30))
-        return span * rng.random()
+        seconds = min(self.cap.total_seconds(), self.base.total_seconds() * 2.0 ** min(attempt - 1, 30))
+        return timedelta(seconds=seconds * rng.random())
 
 
 POLICIES: Final[Mapping[Channel, Policy]] = {
@@ -97,6 +97,7 @@ class Settlement:
     provider_id: str | None = None
     attempts: int = 0
     account_id: int | None = None
+    provider: str | None = None
     retry: Retry | None = None
     """None ends the job."""
     suppress: bool = False
@@ -146,6 +147,7 @@ def decide_settlement(
             job, delivery, status, reason, event,
             attempts=job.attempt + attempted,
             account_id=account_id if attempted else None,
+            provider=account.provider if account is not None and attempted else None,
             suppress=failed and effect is Effect.suppress and not simulated,
             drop_address=failed and effect is Effect.drop_address and not simulated,
             dead=failed and effect not in (Effect.suppress, Effect.drop_address),
@@ -213,7 +215,10 @@ def _next_account(current: int | None, siblings: Sequence[int]) -> int:
 
 
 def _evidence(what: SendResult | Ended) -> str | None:
-    return None if isinstance(what, Ended) else _to_json(to_evidence(what))
+    """The vendor's words for the event; None where there were none beyond yes."""
+    if isinstance(what, Ended) or (isinstance(what, Sent) and what.detail is None):
+        return None
+    return _to_json(to_evidence(what))
 
 
 def _to_json(value: object) -> str:
@@ -321,7 +326,9 @@ class Settler:
             if delivery is not None and job.account_id is not None:
                 accounts = (await self._catalog.load_accounts(job.project_id)).get(delivery.channel, ())
                 account = next((a for a in accounts if a.id == job.account_id), None)
-            category = types[delivery.type_version_id].category if delivery and delivery.type_version_id in types else ""
+            category = (
+                types[delivery.type_version_id].category if delivery and delivery.type_version_id in types else ""
+            )
             what: SendResult | Ended = Uncertain("the lease ran out: the worker died or lost the database")
             if delivery is not None and delivery.status is not Status.queued:
                 what = Ended(delivery.status, None)
@@ -368,15 +375,11 @@ class Settler:
     async def _lift(self, conn: Connection, late: Sequence[Settlement], now: datetime | None) -> list[Settlement]:
         """A late answer moves no state, but lifts failed(uncertain) when it proves that the message went out."""
         proofs = [s for s in late if s.status in (Status.sent, Status.delivered)]
-        allowed = [
-            (s, at) for s, at in await self._still_allowed(conn, proofs) if at is Status.failed
-        ]
+        allowed = [(s, at) for s, at in await self._still_allowed(conn, proofs) if at is Status.failed]
         moved = await self._update(conn, allowed, now)
         return [s for s in proofs if s.job.id in moved]
 
-    async def _still_allowed(
-        self, conn: Connection, batch: Sequence[Settlement]
-    ) -> list[tuple[Settlement, Status]]:
+    async def _still_allowed(self, conn: Connection, batch: Sequence[Settlement]) -> list[tuple[Settlement, Status]]:
         if not batch:
             return []
         low, high = ids.family_bounds(s.job.id for s in batch)
@@ -462,7 +465,10 @@ async def _insert_items(
     rows = await conn.fetch(
         SQL.raise_inbox_counters, [p for p, _ in users], [u for _, u in users], [per_user[user] for user in users]
     )
-    last = {(row["project_id"], row["user_id"]): row["last_seq"] - per_user[row["project_id"], row["user_id"]] for row in rows}
+    last = {
+        (row["project_id"], row["user_id"]): row["last_seq"] - per_user[row["project_id"], row["user_id"]]
+        for row in rows
+    }
     stored = []
     for s, d, item in items:
         last[d.project_id, d.address] += 1

@@ -134,7 +134,8 @@ async def list_lines(
     before: UUID | None,
     limit: int,
 ) -> list[NotificationLine]:
-    """Notifications, newest first. `status` and `channel` keep those with a delivery like that; `before` is exclusive."""
+    """Notifications, newest first. `status` and `channel` keep those with a delivery like that; `before` is
+    exclusive."""
     version_ids = None
     if type_key is not None:
         version_ids = [row["id"] for row in await database.fetch(SQL.list_type_versions, project_id, type_key)]
@@ -210,7 +211,12 @@ def _to_timeline(n: Record, deliveries: Sequence[Record], events: Sequence[Recor
     told_sent = {e["delivery_id"] for e in events if e["kind"] == EventKind.sent}
     for e in events:
         kind = EventKind(e["kind"])
-        place = ids.to_public(ids.DELIVERY, e["delivery_id"]), channels.get(e["delivery_id"]), e["provider"], e["attempt"]
+        place = (
+            ids.to_public(ids.DELIVERY, e["delivery_id"]),
+            channels.get(e["delivery_id"]),
+            e["provider"],
+            e["attempt"],
+        )
         if kind is EventKind.delivered and e["delivery_id"] not in told_sent:
             moments.append(Moment(e["at"], "sent", *place))  # the answer to the attempt was the delivery
         detail = msgspec.json.decode(e["detail"]) if e["detail"] else None

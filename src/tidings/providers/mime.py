@@ -35,7 +35,8 @@ _PLAIN_ADDRESS: Final = re.compile(
     r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*"
     r"@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*"
 )
-_MAILBOX: Final = re.compile(r"\s*(?P<name>.*?)\s*<\s*(?P<address>[^<>]*?)\s*>\s*")
+_MAILBOX: Final = re.compile(r'(?P<name>"(?:[^"\\]|\\.)*"\s*|[^<>]*)<(?P<address>[^<>]*)>')
+_MAILBOX_MAX: Final = 1_000
 _FOLDABLE: Final = re.compile(r"(?<=\S) (?=\S)")
 
 _OWN_FIELDS: Final = frozenset(
@@ -70,12 +71,14 @@ def parse_mailbox(field: str, text: str) -> Mailbox:
         MailRefused: it is none of these; says so of `field`.
     """
     _refuse_control(field, text)
-    found = _MAILBOX.fullmatch(text)
+    if len(text) > _MAILBOX_MAX:
+        raise MailRefused(f"{field}: longer than {_MAILBOX_MAX} characters")
+    found = _MAILBOX.fullmatch(text.strip())
     if found is None:
         address = parse_envelope_address(field, text.strip())
         return Mailbox(address, address)
-    address = parse_envelope_address(field, found["address"])
-    name = found["name"]
+    address = parse_envelope_address(field, found["address"].strip())
+    name = found["name"].strip()
     if len(name) >= 2 and name[0] == name[-1] == '"':
         name = re.sub(r"\\(.)", r"\1", name[1:-1])
     if len(name) > _NAME_MAX:

@@ -52,6 +52,8 @@ class ProviderSpec:
     """How long one send may take; the lease must outlast it."""
     docs: str
     """The page that the adapter was written from."""
+    per_address: bool = False
+    """Each address is a server of its own, so a failure says nothing about the account's other messages."""
     local: bool = False
     """Ours, not a vendor's: needs no credentials (the simulator, the inbox)."""
 

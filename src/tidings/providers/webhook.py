@@ -52,8 +52,9 @@ def parse_secret(secret: SecretStr) -> bytes:
     Raises:
         ValueError: it is not one; the message does not contain it.
     """
+    text = secret.get_secret_value().removeprefix("whsec_")
     try:
-        key = base64.b64decode(secret.get_secret_value().removeprefix("whsec_"), validate=True)
+        key = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)  # padding is often left out
     except (binascii.Error, ValueError):
         raise ValueError("must be whsec_ followed by base64") from None
     if not 24 <= len(key) <= 64:
@@ -69,6 +70,7 @@ class WebhookProvider:
         channels=frozenset({Channel.webhook}),
         config=WebhookConfig,
         capabilities=frozenset(),
+        per_address=True,
         idempotent=True,  # by `webhook-id`, which the specification asks receivers to remember
         confirms_delivery=True,
         timeout=timedelta(seconds=15),

@@ -16,6 +16,7 @@ from babel import Locale, UnknownLocaleError
 from minijinja import Environment, TemplateError
 
 from tidings.errors import FieldError, Invalid, RenderError
+from tidings.model.words import Channel
 from tidings.templating.filters import FILTERS, GLOBALS, USAGE, measure_printed
 from tidings.templating.language import LanguageError, check_source
 
@@ -24,6 +25,7 @@ FUEL: Final = 1_000_000
 PROVIDED: Final[Mapping[str, frozenset[str]]] = {
     "user": frozenset({"id", "locale", "time_zone", "attributes"}),
     "notification": frozenset({"id"}),
+    "delivery": frozenset({"id", "channel"}),
 }
 """What every template can say without the request's data."""
 
@@ -67,7 +69,7 @@ class CompiledTemplate:
     def __init__(
         self,
         default_locale: str,
-        programs: Mapping[str, Mapping[str, tuple[_Program, ...]]],
+        programs: Mapping[Channel, Mapping[str, tuple[_Program, ...]]],
         required: frozenset[str],
         size: int,
     ) -> None:
@@ -76,30 +78,36 @@ class CompiledTemplate:
         self.size: Final = size
         """Characters of the sources: what keeping it costs, in proportion."""
         self._programs: Final = programs
-        self._chosen: dict[tuple[str, str | None], tuple[str, str]] = {}
+        self._chosen: dict[tuple[Channel, str | None], tuple[str, str]] = {}
 
     def __repr__(self) -> str:
-        return f"<CompiledTemplate {', '.join(self._programs)}>"
+        return f"<CompiledTemplate {', '.join(c.name for c in self._programs)}>"
 
     @property
-    def channels(self) -> frozenset[str]:
+    def channels(self) -> frozenset[Channel]:
         """The channels that there is content for."""
         return frozenset(self._programs)
 
-    def choose_locale(self, channel: str, locale: str | None) -> str:
-        """The locale of the content that a user with `locale` gets: de-AT, else de, else the default."""
-        return self._choose(channel, locale)[0]
+    def resolve_locale(self, channel: Channel, locale: str | None) -> str:
+        """The locale in which a user with `locale` gets this: theirs if there is content in its language, else the default.
+
+        Rendering with the result gives the same as rendering with `locale`.
+
+        Raises:
+            RenderError: there is no content for the channel.
+        """
+        return self._choose(channel, locale)[1]
 
     def missing(self, data: Mapping[str, Any]) -> list[str]:
         """The required names that `data` lacks, sorted."""
         return [name for name in sorted(self.required) if not _has(data, name)]
 
-    def render(self, channel: str, locale: str | None, variables: Mapping[str, Any]) -> dict[str, str]:
+    def render(self, channel: Channel, locale: str | None, variables: Mapping[str, Any]) -> dict[str, str]:
         """The channel's fields.
 
         Args:
             locale: the user's, a BCP 47 tag; also decides how dates and numbers are written.
-            variables: the request's data, with `user` (id, locale, time_zone, attributes) and `notification` (id).
+            variables: the request's data, with what is PROVIDED.
 
         Raises:
             RenderError: says which field and line, and why. Holds no values.
@@ -119,7 +127,7 @@ class CompiledTemplate:
                 fields[field] = text
         return fields
 
-    def _choose(self, channel: str, locale: str | None) -> tuple[str, str]:
+    def _choose(self, channel: Channel, locale: str | None) -> tuple[str, str]:
         """The content's locale, and the one that formats."""
         key = (channel, locale)
         found = self._chosen.get(key)
@@ -127,7 +135,7 @@ class CompiledTemplate:
             try:
                 locales = self._programs[channel]
             except KeyError:
-                raise RenderError(f"the template has no content for {channel}") from None
+                raise RenderError(f"the template has no content for {channel.name}") from None
             chosen = next((tag for tag in _fallbacks(locale) if tag in locales), self.default_locale)
             # German of Austria is German: its dates are written as the user has it, even in the text for "de".
             same_language = locale is not None and locale.partition("-")[0] == chosen.partition("-")[0]
@@ -137,18 +145,18 @@ class CompiledTemplate:
         return found
 
 
-def compile_template(content: Mapping[str, Any], rules: Mapping[str, Rules]) -> CompiledTemplate:
+def compile_template(content: Mapping[str, Any], rules: Mapping[Channel, Rules]) -> CompiledTemplate:
     """Check and compile a version's content.
 
     Args:
-        rules: of the channels that there are, by their names.
+        rules: of the channels that there are.
 
     Raises:
         Invalid: one error per thing to mend, each with a pointer such as `/channels/email/en/subject`.
     """
     errors: list[FieldError] = []
     default_locale, channels = _parse_content(content, rules, errors)
-    programs: dict[str, dict[str, tuple[_Program, ...]]] = {}
+    programs: dict[Channel, dict[str, tuple[_Program, ...]]] = {}
     required: set[str] = set()
     size = 0
     environment = _make_environment()
@@ -157,7 +165,7 @@ def compile_template(content: Mapping[str, Any], rules: Mapping[str, Rules]) -> 
             compiled: list[_Program] = []
             for field, source in sources.items():
                 kind = rules[channel].fields[field]
-                program = _compile_field(environment, kind, (channel, locale, field), source, errors)
+                program = _compile_field(environment, kind, (channel.name, locale, field), source, errors)
                 if program is not None:
                     compiled.append(program[0])
                     required |= program[1]
@@ -169,13 +177,14 @@ def compile_template(content: Mapping[str, Any], rules: Mapping[str, Rules]) -> 
 
 
 def _parse_content(
-    content: Mapping[str, Any], rules: Mapping[str, Rules], errors: list[FieldError]
-) -> tuple[str, dict[str, dict[str, dict[str, str]]]]:
+    content: Mapping[str, Any], rules: Mapping[Channel, Rules], errors: list[FieldError]
+) -> tuple[str, dict[Channel, dict[str, dict[str, str]]]]:
     """The default locale and the sources that are well-formed; the others are told in `errors`."""
 
     def refuse(detail: str, *path: str) -> None:
         errors.append(FieldError(detail, _pointer(*path)))
 
+    known = ", ".join(channel.name for channel in rules)
     for unknown in sorted(set(content) - {"default_locale", "channels"}):
         refuse(f"{unknown!r} is not known here; there are default_locale and channels", unknown)
     default_locale = content.get("default_locale", "en")
@@ -184,19 +193,23 @@ def _parse_content(
         default_locale = "en"
     channels = content.get("channels")
     if not isinstance(channels, Mapping) or not channels:
-        refuse(f"give content for one or more of {', '.join(rules)}", "channels")
+        refuse(f"give content for one or more of {known}", "channels")
         return default_locale, {}
-    good: dict[str, dict[str, dict[str, str]]] = {}
-    for channel, locales in channels.items():
+    good: dict[Channel, dict[str, dict[str, str]]] = {}
+    for name, locales in channels.items():
+        channel = Channel.__members__.get(name)
+        if channel is None:
+            refuse(f"there is no channel {name!r}; there are {known}", "channels", name)
+            continue
         if channel not in rules:
-            refuse(f"there is no channel {channel!r} here; there are {', '.join(rules)}", "channels", channel)
+            refuse(f"`{name}` is not supported by this version of Tidings", "channels", name)
             continue
         if not isinstance(locales, Mapping) or default_locale not in locales:
-            refuse(f"give the content in {default_locale!r}, the default locale", "channels", channel)
+            refuse(f"give the content in {default_locale!r}, the default locale", "channels", name)
             continue
         fields = rules[channel].fields
         for locale, sources in locales.items():
-            at = ("channels", channel, locale)
+            at = ("channels", name, locale)
             if not _is_known(locale):
                 refuse(f"{locale!r} is not a language such as en, de or pt-BR", *at)
                 continue

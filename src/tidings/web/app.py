@@ -14,12 +14,13 @@ import msgspec
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
 from tidings import errors
 from tidings.telemetry import METRICS_CONTENT_TYPE
-from tidings.web.api import audit, categories, keys, projects, users
+from tidings.web.api import audit, categories, dead_letters, keys, notifications, projects, users
 from tidings.web.deps import Deps
 from tidings.web.edge import Edge
 from tidings.web.problems import from_validation
@@ -28,7 +29,15 @@ API: Final = "/api/v1"
 OPEN: Final = frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json", "/docs", "/docs/{name}"})
 """The routes that ask for no key. Everything else takes one of `Reader`, `Sender`, `Admin`."""
 
-ROUTERS: Final = (projects.router, users.router, categories.router, keys.router, audit.router)
+ROUTERS: Final = (
+    notifications.router,
+    dead_letters.router,
+    users.router,
+    categories.router,
+    projects.router,
+    keys.router,
+    audit.router,
+)
 
 _DESCRIPTION: Final = """\
 Tell people what they need to know, on the channel they chose, once, in time.
@@ -80,6 +89,7 @@ def create_web(deps: Deps, routers: Sequence[APIRouter] = ()) -> FastAPI:
         app.include_router(router, prefix=API)
     _add_health(app, deps)
     _add_docs(app, deps)
+    app.state.templates = {context.endpoint: context.path for context in iter_route_contexts(app.routes)}
     return app
 
 
@@ -117,7 +127,13 @@ def _refuse_request(request: Request, error: Exception) -> NoReturn:
     raise from_validation(error, request.scope.get("endpoint")) from None
 
 
-def _refuse_route(_request: Request, error: Exception) -> NoReturn:
+def _refuse_route(request: Request, error: Exception) -> NoReturn:
+    assert isinstance(error, HTTPException)
+    path = request.app.state.templates.get(request.scope.get("endpoint"))
+    if error.status_code == 405 and path is not None:
+        # The framework names the methods of one route; a path has several.
+        routes = [context for context in iter_route_contexts(request.app.routes) if context.path == path]
+        error.headers = {"Allow": ", ".join(sorted({method for route in routes for method in route.methods or ()}))}
     raise error
 
 

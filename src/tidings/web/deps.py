@@ -32,6 +32,7 @@ from tidings.telemetry import Metrics
 if TYPE_CHECKING:
     from tidings.directory.catalog import Catalog
     from tidings.directory.credentials import Vault
+    from tidings.flow.intervene import Intervener
 
 Made = TypeVar("Made")
 Value = TypeVar("Value")
@@ -61,6 +62,7 @@ class Deps:
     metrics: Metrics
     vault: Vault
     catalog: Catalog
+    intervener: Intervener
     ready: Ready
     extra_openapi: Mapping[str, Any] = field(default_factory=dict)
     """`paths`, `components` and `tags` of the routes that FastAPI does not know; merged into /openapi.json."""

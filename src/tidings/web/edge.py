@@ -50,7 +50,10 @@ class ClientGone(Exception):
 
 
 class Edge:
-    """ASGI middleware around the application; see the module's docstring."""
+    """ASGI middleware around the application; see the module's docstring.
+
+    It tells routes by `app.state.templates`: the path template of each endpoint.
+    """
 
     def __init__(self, app: ASGIApp, *, access: Access, metrics: Metrics, rng: Any) -> None:
         self._app = app
@@ -102,7 +105,7 @@ class Edge:
                 raise
             await send_response(answer, *to_response(problem))
         finally:
-            route = getattr(scope.get("route"), "path", None) or "unmatched"
+            route = scope["app"].state.templates.get(scope.get("endpoint"), "unmatched")
             observe_request(
                 self._metrics,
                 method=scope["method"],

@@ -7,12 +7,25 @@ to mend; `problems.py` puts them beside the pointer.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Generic, TypeVar
 from urllib.parse import unquote
+from uuid import UUID
 
 from fastapi import Path
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, StringConstraints, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    StringConstraints,
+    WithJsonSchema,
+)
+from pydantic_core import CoreSchema
+from pydantic_core.core_schema import no_info_before_validator_function
 
 from tidings.directory.users import USER_ID_MAX, parse_user_id
 from tidings.ids import parse_public
@@ -25,13 +38,13 @@ _MOMENT: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]
 class Body(BaseModel):
     """What a caller sends: unknown fields are refused, and nothing is converted (`"1"` is not 1)."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
 
 class View(BaseModel):
     """What a caller gets, made from the attributes of what the directory returns."""
 
-    model_config = ConfigDict(from_attributes=True, frozen=True)
+    model_config = ConfigDict(from_attributes=True, frozen=True, use_attribute_docstrings=True)
 
 
 class Page(View, Generic[Item]):
@@ -78,13 +91,22 @@ Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 """A name for people to read."""
 
 
-def public_id(prefix: str) -> Any:
-    """The type of a path parameter that takes a public id such as `key_01jd…`; a UUID inside."""
+@dataclass(frozen=True)
+class public_id:
+    """The type of a parameter that takes a public id, a UUID inside: `Annotated[UUID, public_id("key")]`."""
 
-    def parse(value: str) -> Any:
-        found = parse_public(prefix, value)
+    prefix: str
+
+    def _parse(self, value: Any) -> Any:
+        if isinstance(value, UUID):
+            return value
+        found = parse_public(self.prefix, value) if isinstance(value, str) else None
         if found is None:
-            raise ValueError(f"is not an id of this kind; those begin with `{prefix}_` and have 26 characters after it")
+            raise ValueError(f"is no id of this kind; those begin with `{self.prefix}_` and 26 characters follow")
         return found
 
-    return Path(description=f"Public id, `{prefix}_…`."), BeforeValidator(parse)
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return no_info_before_validator_function(self._parse, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"type": "string", "pattern": f"^{self.prefix}_[0-7][0-9a-hjkmnp-tv-z]{{25}}$"}

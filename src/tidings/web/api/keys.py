@@ -52,7 +52,7 @@ class NewKeyView(KeyView):
     )
 
 
-KeyId = Annotated[UUID, *public_id(API_KEY)]
+KeyId = Annotated[UUID, public_id(API_KEY)]
 
 
 @router.get("", response_model=Page[KeyView])

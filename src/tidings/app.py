@@ -1,0 +1,473 @@
+"""The composition root: which parts a process is made of, how it starts and how it stops.
+
+    run_api      the HTTP API
+    run_worker   planning and sending
+    run_up       both in one process, with a private PostgreSQL and the demo if wanted
+
+Any number of API and worker processes may run over one database. Each stops on SIGTERM or SIGINT: it takes nothing new,
+finishes what is in flight within the grace time, and exits. kill -9 at any moment loses nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+import uvicorn
+from pydantic import SecretStr
+from starlette.types import ASGIApp
+
+from tidings.clock import SystemClock
+from tidings.db.embedded import EmbeddedServer
+from tidings.db.migrate import migrate, pending
+from tidings.db.partitions import drop_partitions, ensure_partitions, partitions_ahead
+from tidings.db.pool import Database, Listener, Notifier
+from tidings.demo.welcome import UpInfo
+from tidings.directory.access import Access
+from tidings.directory.catalog import Account, Catalog
+from tidings.directory.credentials import Vault
+from tidings.engine.jobs import FEEDER, WAKE_CHANNEL, load_lag
+from tidings.engine.worker import FeedLanes, SendLane, Wakes, Worker
+from tidings.errors import DatabaseUnsupported, SettingsError
+from tidings.flow.accept import Acceptor, forget_keys
+from tidings.flow.intervene import Intervener
+from tidings.flow.measure import Meter, fold
+from tidings.flow.plan import Planner
+from tidings.flow.send import Sender
+from tidings.flow.settle import Settlement, Settler
+from tidings.model.messages import SendResult
+from tidings.model.words import CHANNELS_OF_THIS_VERSION, Channel, Status
+from tidings.providers.guard import Guard
+from tidings.providers.http import AiohttpTransport
+from tidings.providers.port import Surroundings
+from tidings.settings import Settings
+from tidings.telemetry import Metrics
+from tidings.web import hot
+from tidings.web.app import create_web
+from tidings.web.deps import Deps
+
+log = structlog.get_logger(__name__)
+
+CONFIG_CHANNEL: Final = "tidings_config"
+"""NOTIFY channel; the payload is a project whose types, templates or accounts have changed."""
+
+LOOPBACK: Final = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
+
+
+@dataclass(frozen=True)
+class Core:
+    """What API and worker both stand on."""
+
+    settings: Settings
+    database: Database
+    clock: SystemClock
+    vault: Vault
+    catalog: Catalog
+    meter: Meter
+    metrics: Metrics
+    wakes: Wakes
+
+
+@contextlib.asynccontextmanager
+async def open_core(settings: Settings, dsn: str, *, name: str, pool: int) -> AsyncIterator[Core]:
+    """Connect, check that the schema is ours, and listen for hints.
+
+    Raises:
+        DatabaseUnsupported: migrations are pending.
+        SettingsError: no secret key.
+    """
+    if not settings.secret_keys:
+        raise SettingsError("TIDINGS_SECRET_KEY is not set: 32 random bytes as base64, the same for every process")
+    vault = Vault(settings.secret_keys)
+    if waiting := await pending(dsn):
+        raise DatabaseUnsupported(f"The database lacks the migrations {', '.join(waiting)}: run `tidings migrate`.")
+    clock = SystemClock()
+    token = secrets.token_hex(4)
+    async with contextlib.AsyncExitStack() as stack:
+        database = await stack.enter_async_context(
+            await Database.connect(dsn, min_size=2, max_size=pool, application_name=f"tidings-{name}")
+        )
+        async with database.acquire() as conn:
+            await ensure_partitions(conn, clock.now())
+        notifier = await stack.enter_async_context(Notifier(dsn))
+        wakes = Wakes(notifier.notify, token)
+        catalog = Catalog(database, clock, vault=vault)
+
+        def hear(channel: str, payload: str) -> None:
+            if channel == WAKE_CHANNEL:
+                wakes.hear(payload)
+            else:
+                catalog.on_hint(channel, payload)
+
+        await stack.enter_async_context(Listener(dsn, [WAKE_CHANNEL, CONFIG_CHANNEL], hear))
+        yield Core(settings, database, clock, vault, catalog, Meter(database, clock), Metrics(), wakes)
+
+
+async def _readiness(core: Core) -> Mapping[str, str | None]:
+    """The checks of /readyz."""
+    checks: dict[str, str | None] = {}
+    try:
+        async with asyncio.timeout(3):
+            await core.database.fetchval("SELECT 1")
+            checks["database"] = None
+            waiting = await pending(core.database.dsn)
+            checks["migrations"] = f"pending: {', '.join(waiting)}" if waiting else None
+            async with core.database.acquire() as conn:
+                days = await partitions_ahead(conn, core.clock.now())
+            checks["partitions"] = None if days >= 2 else f"made for {days} days ahead; two are needed"
+    except Exception as error:
+        checks.setdefault("database", f"cannot be asked ({type(error).__name__})")
+    return checks
+
+
+# ---------------------------------------------------------------- the API
+
+
+@contextlib.asynccontextmanager
+async def open_api(core: Core) -> AsyncIterator[ASGIApp]:
+    """The web application over a core; drains on leaving."""
+    settings, stage = core.settings, _flush_observer(core.metrics)
+    acceptor = Acceptor(
+        core.database,
+        core.catalog,
+        core.meter,
+        core.clock,
+        core.wakes,
+        window=settings.accept_window_ms / 1000,
+        horizon=settings.retention - timedelta(days=1),
+        observe_batch=stage,
+    )
+    access = Access(core.database, core.clock)
+    deps = Deps(
+        database=core.database,
+        clock=core.clock,
+        access=access,
+        metrics=core.metrics,
+        vault=core.vault,
+        catalog=core.catalog,
+        intervener=Intervener(core.database, core.meter, core.clock, core.wakes),
+        ready=lambda: _readiness(core),
+        extra_openapi=hot.to_openapi(),
+    )
+    try:
+        yield hot.Hot(create_web(deps), acceptor, access, core.metrics, core.clock)
+    finally:
+        await acceptor.drain()
+
+
+# ---------------------------------------------------------------- the worker
+
+
+@contextlib.asynccontextmanager
+async def open_worker(
+    core: Core, *, channels: Collection[Channel] | None, plan: bool, guard: Guard
+) -> AsyncIterator[Worker]:
+    """A worker over a core; gives back the providers' connections on leaving."""
+    settings, metrics = core.settings, core.metrics
+    observe = _flush_observer(metrics)
+    settler = Settler(
+        core.database,
+        core.catalog,
+        core.meter,
+        core.clock,
+        observe_settled=lambda settlement: _count_settled(metrics, settlement),
+        observe_attempt=lambda account, result, seconds: _count_attempt(metrics, account, result, seconds),
+    )
+    transport = AiohttpTransport(guard)
+    sender = Sender(
+        core.database,
+        core.catalog,
+        settler,
+        Surroundings(http=transport, guard=guard, clock=core.clock),
+        core.clock,
+        timeout=settings.provider_timeout,
+    )
+    lanes = [
+        SendLane(
+            int(channel),
+            sender,
+            core.database,
+            core.clock,
+            core.wakes,
+            slots=settings.slots,
+            lease=settings.lease,
+            observe_batch=observe,
+        )
+        for channel in CHANNELS_OF_THIS_VERSION
+        if channels is None or channel in channels
+    ]
+    planner = Planner(core.database, core.catalog, core.meter, core.clock)
+    feed = FeedLanes(
+        planner, core.database, core.clock, core.wakes, ahead=settings.planned_ahead, observe_batch=observe
+    )
+    worker = Worker(
+        lanes,
+        feed if plan else None,
+        settler,
+        core.database,
+        core.clock,
+        core.wakes,
+        lease=settings.lease,
+        grace=settings.grace,
+        chores=(
+            (lambda: fold(core.database), 1.0),
+            (lambda: _tell_lag(core), 5.0),
+            (lambda: forget_keys(core.database), 600.0),
+            (lambda: _keep_partitions(core), 600.0),
+        ),
+    )
+    try:
+        yield worker
+    finally:
+        await sender.close()
+        await transport.close()
+
+
+async def _keep_partitions(core: Core) -> None:
+    async with core.database.acquire() as conn:
+        await ensure_partitions(conn, core.clock.now())
+        await drop_partitions(conn, core.clock.now() - core.settings.retention)
+
+
+async def _tell_lag(core: Core) -> None:
+    async with core.database.acquire() as conn:
+        lags = await load_lag(conn)
+    depths: Counter[str] = Counter()
+    oldest: dict[str, float] = {}
+    for lane, depth, seconds in lags:
+        name = Channel(lane).name if lane < FEEDER else "plan"
+        depths[name] += depth
+        oldest[name] = max(seconds, oldest.get(name, 0.0))
+    for name in ("plan", *(channel.name for channel in CHANNELS_OF_THIS_VERSION)):
+        core.metrics.jobs_waiting.labels(name).set(depths[name])
+        core.metrics.job_lag_seconds.labels(name).set(oldest.get(name, 0.0))
+
+
+def _flush_observer(metrics: Metrics) -> Callable[[str, int], None]:
+    stages = {name: metrics.flush_rows.labels(name) for name in ("accept", "plan", "claim", "settle")}
+    return lambda stage, rows: stages[stage].observe(rows)
+
+
+def _count_settled(metrics: Metrics, settlement: Settlement) -> None:
+    if settlement.delivery is not None and settlement.status not in (None, Status.queued):
+        provider = settlement.provider or "none"
+        metrics.deliveries.labels(settlement.status.name, settlement.delivery.channel.name, provider).inc()
+
+
+def _count_attempt(metrics: Metrics, account: Account, result: SendResult, seconds: float) -> None:
+    channel = account.channel.name
+    metrics.attempts.labels(channel, account.provider, type(result).__name__.lower()).inc()
+    metrics.attempt_seconds.labels(channel, account.provider).observe(seconds)
+
+
+# ---------------------------------------------------------------- processes
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handling: this module decides when it stops."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Any:
+        yield
+
+
+@contextlib.asynccontextmanager
+async def _serve(app: ASGIApp, host: str, port: int, grace: timedelta) -> AsyncIterator[str]:
+    """Serve an ASGI application; gives its URL."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        listening.close()
+        raise SettingsError(f"cannot listen on {host}:{port}: {error.strerror}") from None
+    config = uvicorn.Config(
+        app,
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        backlog=2048,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=max(1, int(grace.total_seconds() * 0.8)),
+    )
+    server = _Server(config)
+    task = asyncio.create_task(server.serve(sockets=[listening]))
+    try:
+        while not server.started:
+            await asyncio.sleep(0.01)
+            if task.done():
+                task.result()
+                raise SettingsError(f"the HTTP server on {host}:{port} did not start")
+        shown = f"[{host}]" if ":" in host else host
+        yield f"http://{shown}:{listening.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        await task
+        listening.close()
+
+
+@contextlib.contextmanager
+def _stop_on_signals() -> Any:
+    """An event that the first SIGTERM or SIGINT sets; the second one ends the process at once."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def handle() -> None:
+        if stop.is_set():
+            sys.exit(130)
+        log.info("process.stopping")
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, handle)
+    try:
+        yield stop
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+def _dsn(settings: Settings) -> str:
+    if settings.database_url is None:
+        raise SettingsError("TIDINGS_DATABASE_URL is not set (only `tidings up` brings its own database)")
+    return settings.database_url.get_secret_value()
+
+
+async def run_api(settings: Settings) -> None:
+    """Run the API until a signal comes."""
+    with _stop_on_signals() as stop:
+        async with (
+            open_core(settings, _dsn(settings), name="api", pool=settings.api_pool) as core,
+            open_api(core) as api,
+            _serve(api, settings.host, settings.port, settings.grace) as url,
+        ):
+            log.info("api.listening", url=url)
+            await stop.wait()
+
+
+async def run_worker(settings: Settings, *, channels: Collection[str] | None = None, plan: bool = True) -> None:
+    """Run a worker until a signal comes."""
+    with _stop_on_signals() as stop:
+        async with contextlib.AsyncExitStack() as stack:
+            core = await stack.enter_async_context(
+                open_core(settings, _dsn(settings), name="worker", pool=settings.worker_pool)
+            )
+            worker = await stack.enter_async_context(
+                open_worker(
+                    core,
+                    channels={Channel[name] for name in channels} if channels is not None else None,
+                    plan=plan,
+                    guard=Guard(settings.private_targets),
+                )
+            )
+            if settings.worker_port is not None:
+                url = await stack.enter_async_context(
+                    _serve(_health_only(core), settings.host, settings.worker_port, settings.grace)
+                )
+                log.info("worker.listening", url=url)
+            log.info("worker.running", channels=[Channel(lane.lane).name for lane in worker.lanes], plan=plan)
+            await worker.run(stop)
+
+
+async def run_up(settings: Settings, *, demo: bool = True, ready: Callable[[UpInfo], None] = lambda _: None) -> None:
+    """Run everything in one process until a signal comes; tells `ready` where things are."""
+    # Imported here: only `up` needs the catcher and the client.
+    from tidings.client import AsyncClient
+    from tidings.demo.catcher import MailCatcher
+    from tidings.demo.seed import bootstrap_demo, seed_demo
+
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    if settings.secret_key is None:
+        settings = settings.model_copy(update={"secret_key": _kept_secret_key(settings.data_dir)})
+    with _stop_on_signals() as stop:
+        async with contextlib.AsyncExitStack() as stack:
+            if settings.database_url is not None:
+                dsn, where = _dsn(settings), "as TIDINGS_DATABASE_URL says"
+            else:
+                server = await stack.enter_async_context(EmbeddedServer(settings.data_dir / "postgres"))
+                dsn, where = server.dsn, f"private PostgreSQL in {settings.data_dir / 'postgres'}"
+            await migrate(dsn)
+            core = await stack.enter_async_context(
+                open_core(settings, dsn, name="up", pool=settings.api_pool + settings.worker_pool)
+            )
+            guard = Guard([*settings.private_targets, *(LOOPBACK if demo else ())])
+            worker = await stack.enter_async_context(open_worker(core, channels=None, plan=True, guard=guard))
+            working = asyncio.create_task(worker.run(stop))
+            # Leaves first: the API closes before the worker drains.
+            stack.push_async_callback(_finish, working, stop)
+            api = await stack.enter_async_context(open_api(core))
+            url = await stack.enter_async_context(_serve(api, settings.host, settings.port, settings.grace))
+            info = UpInfo(api_url=url, docs_url=f"{url}/docs", database=where)
+            if demo:
+                catcher = await stack.enter_async_context(
+                    MailCatcher(smtp_port=settings.catcher_smtp_port, http_port=settings.catcher_port)
+                )
+                kept = await bootstrap_demo(core.database, core.clock, data_dir=settings.data_dir, api_url=url)
+                async with AsyncClient(url, kept.api_key) as client:
+                    await seed_demo(client, smtp_port=catcher.smtp_port, webhook_secret=kept.webhook_secret)
+                info = UpInfo(
+                    api_url=url,
+                    docs_url=f"{url}/docs",
+                    database=where,
+                    catcher_url=catcher.url,
+                    api_key=kept.api_key,
+                )
+            ready(info)
+            stopping = asyncio.create_task(stop.wait())
+            await asyncio.wait({stopping, working}, return_when=asyncio.FIRST_COMPLETED)
+            stopping.cancel()
+
+
+def _kept_secret_key(folder: Path) -> SecretStr:
+    """The sealing key that `up` made for this data folder at its first start; mode 0600."""
+    path = folder / "secret_key"
+    with contextlib.suppress(FileExistsError):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(base64.b64encode(secrets.token_bytes(32)).decode())
+    return SecretStr(path.read_text().strip())
+
+
+async def _finish(working: asyncio.Task[None], stop: asyncio.Event) -> None:
+    stop.set()
+    await working
+
+
+def _health_only(core: Core) -> ASGIApp:
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import JSONResponse, PlainTextResponse, Response
+    from starlette.routing import Route
+
+    from tidings.telemetry import METRICS_CONTENT_TYPE
+
+    async def healthz(_: Request) -> Response:
+        return PlainTextResponse("ok")
+
+    async def readyz(_: Request) -> Response:
+        checks = await _readiness(core)
+        return JSONResponse({"checks": checks}, status_code=503 if any(checks.values()) else 200)
+
+    async def metrics(_: Request) -> Response:
+        return Response(core.metrics.render(), headers={"content-type": METRICS_CONTENT_TYPE})
+
+    return Starlette(routes=[Route("/healthz", healthz), Route("/readyz", readyz), Route("/metrics", metrics)])

@@ -1,0 +1,297 @@
+"""Provider accounts: one configured set of a vendor's credentials, on one channel of one project.
+
+The vendor's configuration model decides what a configuration is. Its secret fields are sealed in the vault and shown
+as `PLACEHOLDER` ever after; giving the placeholder back keeps what is stored. Each account has a row of pace and
+breaker (`account_state`), which belongs to the engine from then on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Final, get_args
+
+import msgspec
+from pydantic import SecretStr
+
+from tidings.db.pool import Connection, Database, Record
+from tidings.db.sql import load_queries
+from tidings.directory.audit import Actor, apply_audit
+from tidings.directory.credentials import Place, Sealed, Vault
+from tidings.errors import Conflict, FieldError, Invalid, NotFound
+from tidings.model.words import CHANNELS_OF_THIS_VERSION, Channel
+from tidings.providers.port import Config
+from tidings.providers.registry import PROVIDERS, merge_secrets, parse_config, split_secrets
+
+_queries: Final = load_queries(__package__, "accounts.sql")
+_CREATE_ACCOUNT: Final = _queries.create_account
+_CREATE_BUILTIN_ACCOUNTS: Final = _queries.create_builtin_accounts
+_LOCK_ACCOUNT: Final = _queries.lock_account
+_UPDATE_ACCOUNT: Final = _queries.update_account
+_LOAD_ACCOUNT: Final = _queries.load_account
+_LIST_ACCOUNTS: Final = _queries.list_accounts
+_DELETE_ACCOUNT: Final = _queries.delete_account
+_NOTIFY_CONFIG: Final = _queries.notify_config
+_CLAIM_ACCOUNTS_SEALED_OTHERWISE: Final = _queries.claim_accounts_sealed_otherwise
+_APPLY_RESEALED: Final = _queries.apply_resealed
+
+CONFIG_CHANNEL: Final = "tidings_config"
+"""The NOTIFY channel on which a change of a project's types, templates or accounts is told; the payload is its id."""
+PLACEHOLDER: Final = "…"
+"""What stands for a secret that is stored."""
+CONFIG_MAX: Final = 64 * 1024
+"""Octets of a configuration."""
+
+
+class AccountInfo(msgspec.Struct, frozen=True):
+    """An account as it is shown: secrets are placeholders."""
+
+    key: str
+    channel: str
+    provider: str
+    config: dict[str, Any]
+    weight: int
+    """Its share of the channel's messages among the enabled accounts."""
+    rate: float | None
+    """Messages per second; None: no pace."""
+    burst: int
+    """Messages that may go at once after a pause."""
+    concurrency: int
+    """Sends in flight per worker process."""
+    enabled: bool
+    test: bool
+    """The simulator that test keys and simulator addresses use."""
+    revision: int
+    created_at: datetime
+    updated_at: datetime
+
+
+class AccountPlan(msgspec.Struct, frozen=True):
+    """An account as somebody wants it."""
+
+    channel: str
+    provider: str
+    config: Mapping[str, Any] = {}
+    weight: int = 100
+    rate: float | None = None
+    burst: int = 1
+    concurrency: int = 64
+    enabled: bool = True
+
+
+async def put_account(
+    conn: Connection, actor: Actor, vault: Vault, key: str, plan: AccountPlan
+) -> tuple[AccountInfo, bool]:
+    """Makes the account, or changes it; the second value says whether it is new. The same again changes nothing.
+
+    Raises:
+        Invalid: with pointers; the provider does not serve the channel, or its model refuses the configuration.
+        Conflict: an account keeps its channel and its provider.
+    """
+    channel = _parse_channel(plan.channel, plan.provider)
+    place = _place(actor.project_id, key)
+    locked = await conn.fetchrow(_LOCK_ACCOUNT, actor.project_id, key)
+    if locked is None:
+        config = _parse_new_config(plan, {})
+        public, sealed = _seal(vault, place, config)
+        limits = (plan.weight, plan.rate, plan.burst, plan.concurrency, plan.enabled)
+        row = await conn.fetchrow(
+            _CREATE_ACCOUNT, actor.project_id, key, channel, plan.provider, _to_json(public), *sealed, *limits
+        )
+        if row is None:
+            raise Conflict("The account was made at the same moment; repeat the request.")
+        account = _to_account(row)
+        await apply_audit(conn, actor, "account.put", f"account:{key}", after=account)
+        await notify_config(conn, actor.project_id)
+        return account, True
+
+    before = _to_account(locked)
+    if (before.channel, before.provider) != (plan.channel, plan.provider):
+        raise Conflict(f"Account `{key}` is {before.provider} on {before.channel} and stays that; make another one.")
+    stored = _open(vault, place, locked)
+    config = _parse_new_config(plan, stored)
+    public, secret = split_secrets(config)
+    kept = (before.weight, before.rate, before.burst, before.concurrency, before.enabled)
+    wanted = (plan.weight, plan.rate, plan.burst, plan.concurrency, plan.enabled)
+    if (public, secret, wanted) == (msgspec.json.decode(locked["config"]), stored, kept):
+        return before, False
+    # Unchanged secrets keep their seal, so that the audit trail and backups do not differ for nothing.
+    sealed = (locked["secret"], locked["secret_key"]) if secret == stored else _seal(vault, place, config)[1]
+    row = await conn.fetchrow(_UPDATE_ACCOUNT, actor.project_id, key, _to_json(public), *sealed, *wanted)
+    account = _to_account(_found(row))
+    await apply_audit(conn, actor, "account.put", f"account:{key}", before=before, after=account)
+    await notify_config(conn, actor.project_id)
+    return account, False
+
+
+async def load_account(db: Database | Connection, project_id: int, key: str) -> AccountInfo:
+    """One account.
+
+    Raises:
+        NotFound: this project has none with this key.
+    """
+    return _to_account(_found(await db.fetchrow(_LOAD_ACCOUNT, project_id, key)))
+
+
+async def list_accounts(
+    db: Database | Connection, project_id: int, *, after: str | None = None, limit: int = 50
+) -> list[AccountInfo]:
+    """The project's accounts by key; those after `after` (exclusive) when given."""
+    return [_to_account(row) for row in await db.fetch(_LIST_ACCOUNTS, project_id, after, limit)]
+
+
+async def delete_account(conn: Connection, actor: Actor, key: str) -> None:
+    """Removes an account for good, credentials and all. The deliveries that it made stay.
+
+    Raises:
+        NotFound: this project has none with this key.
+        Conflict: it is enabled, or one that every project has.
+    """
+    account = _to_account(_found(await conn.fetchrow(_LOCK_ACCOUNT, actor.project_id, key)))
+    if account.test:
+        raise Conflict("Every project keeps its simulator; test keys need it.")
+    if account.enabled:
+        raise Conflict("Disable the account first, so that what is in flight can end.")
+    await conn.execute(_DELETE_ACCOUNT, actor.project_id, key)
+    await apply_audit(conn, actor, "account.delete", f"account:{key}", before=account)
+    await notify_config(conn, actor.project_id)
+
+
+async def create_builtin_accounts(conn: Connection, project_id: int) -> None:
+    """What every project has from its beginning: a simulator per channel for its test keys, and the inbox."""
+    simulator = _to_json(split_secrets(parse_config("simulator", {}))[0])
+    rows = [(f"simulator-{c.name}", c, "simulator", simulator, True) for c in CHANNELS_OF_THIS_VERSION]
+    rows.append(("inbox", Channel.in_app, "inbox", "{}", False))
+    await conn.execute(_CREATE_BUILTIN_ACCOUNTS, project_id, *(list(column) for column in zip(*rows, strict=True)))
+    await notify_config(conn, project_id)
+
+
+async def notify_config(conn: Connection, project_id: int) -> None:
+    """Tells every process that the project's configuration changes with this transaction.
+
+    NOTIFY inside of a transaction takes a lock at commit; changes of the configuration are rare enough for that.
+    """
+    await conn.execute(_NOTIFY_CONFIG, str(project_id))
+
+
+async def reseal_accounts(database: Database, vault: Vault, *, batch: int = 100) -> int:
+    """Seals all credentials anew that are not sealed with the vault's first key; returns how many.
+
+    May be stopped and begun again at any time; both keys open until it is through.
+
+    Raises:
+        SettingsError, ProviderError: some do not open; those before them are done.
+    """
+    done = 0
+    last = 0
+    while True:
+
+        async def reseal(conn: Connection, after: int = last) -> list[Record]:
+            rows: list[Record] = await conn.fetch(_CLAIM_ACCOUNTS_SEALED_OTHERWISE, vault.sealing_key_id, after, batch)
+            for row in rows:
+                place = _place(row["project_id"], row["key"])
+                sealed = vault.seal(place, vault.open(place, Sealed(row["secret"], row["secret_key"])))
+                await conn.execute(_APPLY_RESEALED, row["project_id"], row["id"], sealed.data, sealed.key_id)
+            return rows
+
+        rows = await database.transaction(reseal)
+        if not rows:
+            return done
+        done += len(rows)
+        last = rows[-1]["id"]
+
+
+def open_config(vault: Vault, project_id: int, row: Record) -> Config:
+    """The whole configuration of an account's row (key, provider, config, secret, secret_key), secrets opened.
+
+    Raises:
+        SettingsError, ProviderError: see `Vault.open`.
+        Invalid: the provider's model takes it no more.
+    """
+    secret = _open(vault, _place(project_id, row["key"]), row)
+    return merge_secrets(row["provider"], msgspec.json.decode(row["config"]), secret)
+
+
+def _parse_channel(channel: str, provider: str) -> Channel:
+    names = [c.name for c in CHANNELS_OF_THIS_VERSION]
+    if channel not in Channel.__members__:
+        raise Invalid(errors=[FieldError(f"there is no channel {channel!r}; there are {', '.join(names)}", "/channel")])
+    if channel not in names:
+        raise Invalid(errors=[FieldError(f"`{channel}` is not supported by this version of Tidings", "/channel")])
+    kind = PROVIDERS.get(provider)
+    if kind is not None and Channel[channel] not in kind.spec.channels:
+        serves = ", ".join(sorted(c.name for c in kind.spec.channels))
+        detail = f"the provider {provider} serves {serves}, not {channel}"
+        raise Invalid(errors=[FieldError(detail, "/provider")])
+    return Channel[channel]
+
+
+def _parse_new_config(plan: AccountPlan, stored: Mapping[str, str]) -> Config:
+    """The configuration, with what is stored in the place of placeholders."""
+    if len(msgspec.json.encode(plan.config)) > CONFIG_MAX:
+        raise Invalid(errors=[FieldError(f"is larger than {CONFIG_MAX:,} octets", "/config")])
+    given = dict(plan.config)
+    for name in _secret_fields(plan.provider):
+        if given.get(name) == PLACEHOLDER:
+            if name not in stored:
+                detail = f"{PLACEHOLDER} keeps what is stored, and nothing is; give the secret"
+                raise Invalid(errors=[FieldError(detail, f"/config/{name}")])
+            given[name] = stored[name]
+    return parse_config(plan.provider, given)
+
+
+def _secret_fields(provider: str) -> list[str]:
+    kind = PROVIDERS.get(provider)
+    if kind is None:
+        return []
+    fields = kind.spec.config.model_fields
+    return [n for n, f in fields.items() if SecretStr in (f.annotation, *get_args(f.annotation))]
+
+
+def _seal(vault: Vault, place: Place, config: Config) -> tuple[dict[str, Any], tuple[bytes | None, str | None]]:
+    public, secret = split_secrets(config)
+    if not secret:
+        return public, (None, None)
+    sealed = vault.seal(place, msgspec.json.encode(secret))
+    return public, (sealed.data, sealed.key_id)
+
+
+def _open(vault: Vault, place: Place, row: Record) -> dict[str, str]:
+    if row["secret"] is None:
+        return {}
+    plain = vault.open(place, Sealed(row["secret"], row["secret_key"]))
+    return msgspec.json.decode(plain, type=dict[str, str])
+
+
+def _place(project_id: int, key: str) -> Place:
+    return Place("account", project_id, key)
+
+
+def _found(row: Record | None) -> Record:
+    if row is None:
+        raise NotFound("There is no such account in this project.")
+    return row
+
+
+def _to_account(row: Record) -> AccountInfo:
+    config: dict[str, Any] = msgspec.json.decode(row["config"])
+    hidden = {name: PLACEHOLDER for name in _secret_fields(row["provider"]) if name not in config}
+    return AccountInfo(
+        key=row["key"],
+        channel=Channel(row["channel"]).name,
+        provider=row["provider"],
+        config={**config, **hidden} if row["secret"] is not None else config,
+        weight=row["weight"],
+        rate=row["rate"],
+        burst=row["burst"],
+        concurrency=row["concurrency"],
+        enabled=row["enabled"],
+        test=row["test"],
+        revision=row["revision"],
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+    )
+
+
+def _to_json(value: Any) -> str:
+    return msgspec.json.encode(value).decode()

@@ -1,0 +1,72 @@
+-- name: create_account
+-- With its row of pace and breaker. No row: there is one with this key.
+WITH made AS (
+    INSERT INTO account (project_id, key, channel, provider, config, secret, secret_key,
+                         weight, rate, burst, concurrency, enabled)
+    VALUES ($1, $2, $3, $4, $5::jsonb, $6, $7, $8, $9, $10, $11, $12)
+    ON CONFLICT DO NOTHING
+    RETURNING *
+), state AS (
+    INSERT INTO account_state (account_id, project_id) SELECT id, project_id FROM made
+)
+SELECT id, key, channel, provider, config, secret, secret_key, weight, rate, burst, concurrency, enabled, test,
+       revision, created_at, updated_at
+FROM made;
+
+-- name: create_builtin_accounts
+WITH made AS (
+    INSERT INTO account (project_id, key, channel, provider, config, concurrency, test)
+    SELECT $1, key, channel, provider, config::jsonb, 1000, test
+    FROM unnest($2::text[], $3::smallint[], $4::text[], $5::text[], $6::boolean[])
+        AS given (key, channel, provider, config, test)
+    ON CONFLICT DO NOTHING
+    RETURNING id, project_id
+)
+INSERT INTO account_state (account_id, project_id) SELECT id, project_id FROM made;
+
+-- name: lock_account
+SELECT id, key, channel, provider, config, secret, secret_key, weight, rate, burst, concurrency, enabled, test,
+       revision, created_at, updated_at
+FROM account WHERE project_id = $1 AND key = $2
+FOR UPDATE;
+
+-- name: update_account
+UPDATE account
+SET config = $3::jsonb, secret = $4, secret_key = $5, weight = $6, rate = $7, burst = $8, concurrency = $9,
+    enabled = $10, revision = revision + 1, updated_at = now()
+WHERE project_id = $1 AND key = $2
+RETURNING id, key, channel, provider, config, secret, secret_key, weight, rate, burst, concurrency, enabled, test,
+          revision, created_at, updated_at;
+
+-- name: load_account
+SELECT id, key, channel, provider, config, secret, secret_key, weight, rate, burst, concurrency, enabled, test,
+       revision, created_at, updated_at
+FROM account WHERE project_id = $1 AND key = $2;
+
+-- name: list_accounts
+SELECT id, key, channel, provider, config, secret, secret_key, weight, rate, burst, concurrency, enabled, test,
+       revision, created_at, updated_at
+FROM account
+WHERE project_id = $1 AND ($2::text IS NULL OR key > $2)
+ORDER BY key
+LIMIT $3;
+
+-- name: delete_account
+DELETE FROM account WHERE project_id = $1 AND key = $2;
+
+-- name: notify_config
+-- Tells every process that the project's configuration changed. Inside the transaction: it leaves with the commit.
+-- any project: names the project in its payload, touches no table
+SELECT pg_notify('tidings_config', $1);
+
+-- name: claim_accounts_sealed_otherwise
+-- any project: rotates the master key, which is the instance's
+SELECT id, project_id, key, secret, secret_key
+FROM account
+WHERE secret IS NOT NULL AND secret_key IS DISTINCT FROM $1 AND id > $2
+ORDER BY id
+LIMIT $3
+FOR UPDATE;
+
+-- name: apply_resealed
+UPDATE account SET secret = $3, secret_key = $4 WHERE project_id = $1 AND id = $2;
