@@ -5,7 +5,7 @@
 
 The first line of output is `{"port": …, "control_port": …}`. On the control port (for HTTP the same port):
 
-    GET /stats      {"count", "first_ns", "last_ns", "connections", "errors"}
+    GET /stats      {"count", "first_ns", "last_ns", "connections", "errors", "in_flight"}
     GET /receipts   {"<id>": ns, …}   with --record: when each id (`webhook-id`, or the Message-ID) came first
     POST /reset     forgets everything
 
@@ -33,6 +33,7 @@ class Tally:
     def __init__(self, record: bool) -> None:
         self.record = record
         self.connections = 0
+        self.in_flight = 0
         self.reset()
 
     def reset(self) -> None:
@@ -55,7 +56,7 @@ class Tally:
     def to_answer(self, method: bytes, path: bytes) -> bytes | None:
         """The HTTP answer of the control port; None if it is no control request."""
         if method == b"GET" and path == b"/stats":
-            names = ("count", "first_ns", "last_ns", "connections", "errors")
+            names = ("count", "first_ns", "last_ns", "connections", "errors", "in_flight")
             return _to_http(200, json.dumps({name: getattr(self, name) for name in names}).encode())
         if method == b"GET" and path == b"/receipts":
             return _to_http(200, json.dumps(self.receipts).encode())
@@ -112,9 +113,14 @@ class HttpSink(asyncio.Protocol):
             return
         self.tally.add(self.id)
         if self.latency:
-            asyncio.get_running_loop().call_later(self.latency, self.transport.write, self.answer)
+            self.tally.in_flight += 1
+            asyncio.get_running_loop().call_later(self.latency, self._answer_late)
         else:
             self.transport.write(self.answer)
+
+    def _answer_late(self) -> None:
+        self.tally.in_flight -= 1
+        self.transport.write(self.answer)
 
 
 _SMTP_HELLO: Final = b"250-stub\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250 SIZE 33554432\r\n"

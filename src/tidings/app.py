@@ -161,6 +161,7 @@ async def open_api(core: Core) -> AsyncIterator[ASGIApp]:
         catalog=core.catalog,
         intervener=Intervener(core.database, core.meter, core.clock, core.wakes),
         ready=lambda: _readiness(core),
+        retention=settings.retention,
         extra_openapi=hot.to_openapi(),
     )
     try:

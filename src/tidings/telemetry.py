@@ -44,7 +44,7 @@ def set_up_logging(
         structlog.processors.StackInfoRenderer(),
     ]
     last: list[Processor] = (
-        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+        [structlog.dev.ConsoleRenderer(sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)]
         if console
         # Tracebacks without local variables: those may hold addresses and secrets.
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(serializer=_to_json)]

@@ -51,7 +51,9 @@ async def put_category(
     before = Category(**dict(locked))
     if (before.name, before.description, before.required) == (name, description, required):
         return before, False
-    category = Category(**dict(await conn.fetchrow(_UPDATE_CATEGORY, *given)))
+    row = await conn.fetchrow(_UPDATE_CATEGORY, *given)
+    assert row is not None  # it is locked
+    category = Category(**dict(row))
     await apply_audit(conn, actor, "category.put", f"category:{key}", before=before, after=category)
     return category, False
 

@@ -80,7 +80,6 @@ class Gate:
     tokens: int = 0
     tokens_until: float = 0.0
     next_lease_at: float = 0.0
-    probing: bool = False
 
     def room(self, now: float) -> int:
         """How many sends may start now, pace aside."""
@@ -91,6 +90,10 @@ class Gate:
                 return 0
             return 0 if self.in_flight else 1  # half open: one probe
         return max(0, self.limits.concurrency - self.in_flight)
+
+    def shut_for(self, now: float) -> float:
+        """Seconds until this account may be used again; 0 when it may be now."""
+        return max(0.0, self.paused_until - now, (self.breaker.open_until or now) - now)
 
     def budget(self, now: float) -> int:
         """How many sends may start now."""

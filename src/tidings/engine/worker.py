@@ -147,6 +147,18 @@ class Wakes:
                 self._notify(queue.WAKE_CHANNEL, f"{lane}:{self._token}")
 
 
+@dataclass(slots=True)
+class _Held:
+    """A claimed job until it is settled or given back."""
+
+    job: Job
+    since: float
+    """Monotonic seconds of the claim, or of the last extension of its lease."""
+    gate: Gate | None = None
+    in_slot: bool = True
+    """Occupies a slot: it is not sent yet."""
+
+
 class SendLane(Generic[Prepared, Result]):
     """One channel's lane in one worker: claims into free slots, sends, settles."""
 
@@ -181,7 +193,7 @@ class SendLane(Generic[Prepared, Result]):
         self._after_project = 0
         self._in_flight = 0
         self._ordinary_in_flight = 0
-        self._held: dict[UUID, tuple[Job, float]] = {}
+        self._held: dict[UUID, _Held] = {}
         self._sends: dict[asyncio.Task[None], tuple[Job, Prepared]] = {}
         self._broken_off = False
         self._blocked = False
@@ -238,7 +250,9 @@ class SendLane(Generic[Prepared, Result]):
         if self._observe_batch is not None:
             self._observe_batch("claim", len(jobs))
         for job in jobs:
-            self._held[job.id] = (job, claimed_at)
+            self._held[job.id] = _Held(job, claimed_at)
+            self._in_flight += 1
+            self._ordinary_in_flight += job.priority > 0
         try:
             await self._checkpoint("claim.after")
             jobs = await self._book(jobs)
@@ -256,14 +270,14 @@ class SendLane(Generic[Prepared, Result]):
     async def extend(self) -> None:
         """Renew the leases of everything held for longer than a quarter of a lease."""
         now = self._clock.monotonic()
-        old = [job for job, at in self._held.values() if now - at > self._lease.total_seconds() / 4]
+        old = [held.job for held in self._held.values() if now - held.since > self._lease.total_seconds() / 4]
         if not old:
             return
         old.sort(key=lambda job: job.id)
         ours = await queue.extend_leases(self._database, old, lease=self._lease, now=self._clock.db_now())
         for job in old:
-            if job.id in self._held and job.id in ours:
-                self._held[job.id] = (job, now)
+            if job.id in ours and (held := self._held.get(job.id)) is not None and held.job.epoch == job.epoch:
+                held.since = now
 
     async def drain(self, grace: float) -> None:
         """Finish what is in flight; break off what takes longer than `grace` seconds; settle everything."""
@@ -369,26 +383,26 @@ class SendLane(Generic[Prepared, Result]):
             gate.grant_tokens(granted.get(account_id, 0), now)
 
     async def _book(self, jobs: list[Job]) -> list[Job]:
-        """Count the claimed jobs against slots and accounts; pinned ones whose account is shut go back for later."""
-        now = self._clock.monotonic()
-        stay: list[Job] = []
+        """Count the claimed jobs against their accounts; pinned ones whose account is shut go back for later."""
         for job in jobs:
             if job.account_id is not None and job.account_id not in self._gates:
                 limits = await self._handler.load_account_limits(job.project_id, job.account_id)
                 if limits is not None:
                     self._gate(limits)
-            stay.append(job)
-        for job in stay:
-            self._in_flight += 1
-            self._ordinary_in_flight += job.priority > 0
-            if gate := self._gates.get(job.account_id or 0):
-                gate.start(1)
-        shut = [j for j in stay if (g := self._gates.get(j.account_id or 0)) and now < g.paused_until]
-        if shut:
-            await self._give_back(shut, after=timedelta(seconds=0.5))
-            gone = {j.id for j in shut}
-            stay = [j for j in stay if j.id not in gone]
-        return stay
+        now = self._clock.monotonic()
+        shut: dict[float, list[Job]] = {}
+        for job in jobs:
+            gate = self._gates.get(job.account_id or 0)
+            if gate is None:
+                continue
+            gate.start(1)
+            self._held[job.id].gate = gate
+            if (wait := gate.shut_for(now)) > 0:
+                shut.setdefault(wait, []).append(job)
+        for wait, back in shut.items():
+            await self._give_back(back, after=timedelta(seconds=wait * self._clock.random.uniform(1.0, 1.2)))
+        gone = {job.id for back in shut.values() for job in back}
+        return [job for job in jobs if job.id not in gone]
 
     async def _give_back(self, jobs: Sequence[Job], after: timedelta | None = None) -> None:
         """Return claimed jobs that nothing was done for."""
@@ -434,14 +448,18 @@ class SendLane(Generic[Prepared, Result]):
                 log.error("worker.send_broke", lane=self.lane, job=str(job.id), exc_info=error)
 
     def _end_slot(self, job: Job, *, failed: bool | None, now: float, pause: float | None = None) -> None:
+        held = self._held.get(job.id)
+        if held is None or not held.in_slot:
+            return
+        held.in_slot = False
         was_full = self._free < max(1, self._slots // 4)
         self._in_flight -= 1
         self._ordinary_in_flight -= job.priority > 0
-        if gate := self._gates.get(job.account_id or 0):
-            if gate.end(failed=failed, now=now):
-                self._tell_opening(gate, now)
+        if held.gate is not None:
+            if held.gate.end(failed=failed, now=now):
+                self._tell_opening(held.gate, now)
             if pause is not None:
-                gate.pause(pause, now)
+                held.gate.pause(pause, now)
         if was_full and self._free >= self._slots // 4:
             self._event.set()
 

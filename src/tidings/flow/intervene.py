@@ -61,7 +61,8 @@ class Intervener:
 
         The order matters. Setting `cancelled_at` first makes every settlement that would go on wait for us. Removing
         the plan job waits for a planner that holds it; what that one planned is then seen by the next statement.
-        Removing the send jobs waits for a claim that is under way; what it leased is in flight, hence too late.
+        Removing the send jobs waits for a claim that is under way; what it leased is in flight, hence too late. Jobs are
+        locked before deliveries, as settling does.
 
         Raises:
             NotFound: the project has no such notification.
@@ -83,9 +84,8 @@ class Intervener:
                     f"notification:{ids.to_public(ids.NOTIFICATION, notification_id)}",
                 )
             unplanned = await queue.remove_free_jobs(conn, project_id, [notification_id])
-            waiting = [
-                row["id"] for row in await conn.fetch(SQL.lock_open_deliveries, project_id, notification_id, low, high)
-            ]
+            rows = await conn.fetch(SQL.load_statuses, project_id, notification_id, low, high)
+            waiting = [row["id"] for row in rows if row["status"] == Status.queued]
             freed = await queue.remove_free_jobs(conn, project_id, waiting) if waiting else set()
             if freed:
                 rows = await conn.fetch(SQL.apply_cancelled, project_id, sorted(freed), low, high, now)

@@ -4,12 +4,6 @@ SELECT id, priority, cancelled_at, traceparent, channels FROM notification WHERE
 -- name: apply_cancelled_at
 UPDATE notification SET cancelled_at = coalesce($3::timestamptz, now()) WHERE project_id = $1 AND id = $2;
 
--- name: lock_open_deliveries
--- The notification's deliveries that are still queued; $3 and $4 are its family's bounds.
-SELECT id FROM delivery
-WHERE project_id = $1 AND id >= $3 AND id <= $4 AND notification_id = $2 AND status = 0
-ORDER BY id FOR UPDATE;
-
 -- name: load_statuses
 SELECT id, status FROM delivery
 WHERE project_id = $1 AND id >= $3 AND id <= $4 AND notification_id = $2 ORDER BY id;

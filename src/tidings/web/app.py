@@ -20,7 +20,18 @@ from starlette.middleware import Middleware
 
 from tidings import errors
 from tidings.telemetry import METRICS_CONTENT_TYPE
-from tidings.web.api import audit, categories, dead_letters, keys, notifications, projects, users
+from tidings.web.api import (
+    accounts,
+    audit,
+    categories,
+    dead_letters,
+    keys,
+    notifications,
+    projects,
+    templates,
+    types,
+    users,
+)
 from tidings.web.deps import Deps
 from tidings.web.edge import Edge
 from tidings.web.problems import from_validation
@@ -34,6 +45,9 @@ ROUTERS: Final = (
     dead_letters.router,
     users.router,
     categories.router,
+    types.router,
+    templates.router,
+    accounts.router,
     projects.router,
     keys.router,
     audit.router,

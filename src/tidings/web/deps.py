@@ -64,6 +64,8 @@ class Deps:
     catalog: Catalog
     intervener: Intervener
     ready: Ready
+    retention: timedelta = timedelta(days=90)
+    """How long notifications are kept; nothing may be planned beyond it."""
     extra_openapi: Mapping[str, Any] = field(default_factory=dict)
     """`paths`, `components` and `tags` of the routes that FastAPI does not know; merged into /openapi.json."""
 

@@ -30,6 +30,7 @@ BODY_MAX: Final = 1024 * 1024
 _DRAIN_MAX: Final = 64 * 1024 * 1024
 """Bytes that are read and thrown away after a body proved too large, so that the caller gets to read the answer."""
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 _WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
 
 SECURITY_HEADERS: Final = (
@@ -128,7 +129,9 @@ def observe_request(
     method = method if method in _METHODS else "other"
     metrics.http_requests.labels(method, route, status).inc()
     metrics.http_seconds.labels(method, route).observe(seconds)
-    _log.info(
+    # Probes and scrapes come every few seconds and say nothing as long as they succeed.
+    write = _log.debug if route in _PROBES and status < 400 else _log.info
+    write(
         "http.request",
         method=method,
         route=route,

@@ -70,9 +70,9 @@ Moment = Annotated[datetime, BeforeValidator(_parse_moment), WithJsonSchema({"ty
 # The edge leaves %2F and %25 in the path undecoded, so that an id may hold a slash; here they are decoded.
 UserId = Annotated[
     str,
-    Path(description="The user's id, chosen by the application.", examples=["u-42"]),
+    Path(description="The user's id, chosen by the application."),
     AfterValidator(lambda text: parse_user_id(unquote(text))),
-    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": USER_ID_MAX}),
+    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": USER_ID_MAX, "examples": ["u-42"]}),
 ]
 
 KEY_PATTERN: Final = r"^[a-z0-9][a-z0-9_.-]{0,63}$"

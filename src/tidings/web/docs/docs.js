@@ -108,7 +108,11 @@ function main(spec) {
     }
   }
 
-  function curl(path, method, operation) {
+  function curl(path, method, operation, parameters) {
+    for (const p of parameters.filter((one) => one.in === "path")) {
+      const given = p.example ?? p.schema?.examples?.[0] ?? p.schema?.example;
+      if (given !== undefined) path = path.replace(`{${p.name}}`, encodeURIComponent(given));
+    }
     const quote = (text) => `'${text.replaceAll("'", "'\\''")}'`;
     const lines = [`curl ${method === "get" ? "" : `-X ${method.toUpperCase()} `}${quote(location.origin + path)}`];
     if (!operation.security || operation.security.length) lines.push(`-H "Authorization: Bearer $TIDINGS_API_KEY"`);
@@ -140,7 +144,7 @@ function main(spec) {
         cell.append(el("details", {}, el("summary", {}, typeOf(schema)), el("div", { className: "fields" }, fields(schema))));
       answers.append(el("tr", {}, el("td", {}, el("code", {}, status)), cell));
     }
-    body.append(answers, el("h3", {}, "Example"), el("pre", { tabIndex: 0 }, el("code", {}, curl(path, method, operation))));
+    body.append(answers, el("h3", {}, "Example"), el("pre", { tabIndex: 0 }, el("code", {}, curl(path, method, operation, parameters))));
     const label = el("span", { className: `method ${method}` }, method);
     return { id, node: el("article", { id }, el("header", {}, label, el("code", {}, path)), body) };
   }
