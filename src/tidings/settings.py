@@ -54,8 +54,9 @@ class Settings(BaseSettings):
     api_pool: Annotated[int, Field(ge=2, le=200)] = 8
     worker_pool: Annotated[int, Field(ge=3, le=200)] = 8
     """Database connections of an API process and of a worker process."""
-    accept_window_ms: Annotated[float, Field(ge=0, le=100)] = 2.0
-    """How long a lone request may wait for company in its group commit, milliseconds."""
+    accept_window_ms: Annotated[float, Field(ge=0, le=100)] = 0.0
+    """How long the first request of a group commit waits for company, milliseconds. 0: it leaves at once, and the next
+    ones gather while it is written."""
 
     slots: Annotated[int, Field(ge=16, le=10_000)] = 256
     """Sends in flight per channel and worker process."""

@@ -22,6 +22,17 @@ async def _ids_of(owner: Any) -> dict[str, str]:
         f"/api/v1/users/{SECRET}", {"attributes": {"note": SECRET}, "addresses": {"email": "a@example.com"}}
     )
     await owner.put(f"/api/v1/categories/{SECRET}", {"name": SECRET})
+    await owner.put(f"/api/v1/templates/{SECRET}", {"name": SECRET})
+    await owner.post(f"/api/v1/templates/{SECRET}/versions", {"channels": {"sms": {"en": {"text": SECRET}}}})
+    await owner.put(f"/api/v1/types/{SECRET}", {})
+    await owner.put(f"/api/v1/accounts/{SECRET}", {"channel": "sms", "provider": "simulator", "enabled": False})
+    await owner.put(f"/api/v1/templates/{SECRET}", {"name": SECRET})
+    content = {"channels": {"email": {"en": {"subject": SECRET, "text": SECRET}}}}
+    await owner.post(f"/api/v1/templates/{SECRET}/versions", content)
+    await owner.post(f"/api/v1/templates/{SECRET}/publish", {"version": 1})
+    await owner.put(f"/api/v1/types/{SECRET}", {"category": SECRET, "template": SECRET})
+    account = {"channel": "email", "provider": "smtp", "config": {"host": "a.example", "from_address": "a@a.example"}}
+    await owner.put(f"/api/v1/accounts/{SECRET}", account)
     clock, database = owner.api.clock, owner.api.deps.database
     notification = new_id(clock.now(), clock.random)
     delivery = child_id(notification, clock.random)
@@ -69,6 +80,8 @@ async def _snapshot(api: Any, project_id: int) -> dict[str, list[Any]]:
 async def test_no_route_reaches_into_another_project(api: Any) -> None:
     owner, stranger = await api.new_project("owner"), await api.new_project("stranger")
     ids = await _ids_of(owner)
+    for noun in ("users", "categories", "templates", "types", "accounts"):
+        assert (await owner.get(f"/api/v1/{noun}/{SECRET}")).status_code == 200, f"the owner's {noun} were not made"
     before = await _snapshot(api, owner.project_id)
     tried = 0
     # Writes come last: under a key that each project chooses for itself they make the stranger's own thing.

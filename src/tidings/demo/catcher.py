@@ -95,9 +95,10 @@ class Mail:
         if not isinstance(payload, bytes):
             return None
         try:
-            return _clean(payload.decode(charset, "replace"))
+            text = payload.decode(charset, "replace")
         except LookupError:  # a charset that does not exist
-            return _clean(payload.decode("utf-8", "replace"))
+            text = payload.decode("utf-8", "replace")
+        return _clean(text).replace("\r\n", "\n")
 
     def to_dict(self) -> dict[str, Any]:
         """For scripts."""

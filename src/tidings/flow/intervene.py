@@ -11,7 +11,7 @@ from uuid import UUID
 
 from tidings import ids
 from tidings.clock import Clock
-from tidings.db.pool import Connection, Database
+from tidings.db.pool import Connection, Database, Record
 from tidings.db.sql import load_queries
 from tidings.directory.access import Caller
 from tidings.directory.audit import apply_audit
@@ -89,7 +89,7 @@ class Intervener:
             freed = await queue.remove_free_jobs(conn, project_id, waiting) if waiting else set()
             if freed:
                 rows = await conn.fetch(SQL.apply_cancelled, project_id, sorted(freed), low, high, now)
-                await self._record(conn, project_id, rows, now)
+                await self._record(conn, project_id, notification, rows, now)
             rows = await conn.fetch(SQL.load_statuses, project_id, notification_id, low, high)
             statuses = [Status(row["status"]) for row in rows]
             out = [s for s in statuses if s not in (Status.cancelled, Status.skipped)]
@@ -100,10 +100,16 @@ class Intervener:
 
         return await self._database.transaction(work)
 
-    async def _record(self, conn: Connection, project_id: int, rows: Sequence[object], now: datetime | None) -> None:
+    async def _record(
+        self,
+        conn: Connection,
+        project_id: int,
+        notification: Record,
+        records: Sequence[Record],
+        now: datetime | None,
+    ) -> None:
         rng = self._clock.random
-        n = len(rows)
-        records = [dict(row) for row in rows]  # type: ignore[call-overload]  # asyncpg's Record is a mapping
+        n = len(records)
         await conn.execute(
             SETTLE_SQL.insert_events,
             [ids.child_id(r["id"], rng) for r in records],
@@ -121,7 +127,14 @@ class Intervener:
         counts: Counts = Counter()
         for r in records:
             dimension = Dimension(
-                project_id, 0, "", r["channel"], 0, r["template_version_id"] or 0, r["variant"] or "", r["locale"] or ""
+                project_id,
+                notification["type_version_id"] or 0,
+                notification["category_key"] or "",
+                r["channel"],
+                0,
+                r["template_version_id"] or 0,
+                r["variant"] or "",
+                r["locale"] or "",
             )
             counts[dimension, EventKind.cancelled] += 1
         await self._meter.intern(dimension for dimension, _ in counts)

@@ -1,5 +1,8 @@
 -- name: lock_notification
-SELECT id, priority, cancelled_at, traceparent, channels FROM notification WHERE project_id = $1 AND id = $2 FOR UPDATE;
+SELECT n.id, n.cancelled_at, n.type_version_id, t.category_key
+FROM notification n
+LEFT JOIN type_version t ON t.project_id = n.project_id AND t.id = n.type_version_id
+WHERE n.project_id = $1 AND n.id = $2 FOR UPDATE OF n;
 
 -- name: apply_cancelled_at
 UPDATE notification SET cancelled_at = coalesce($3::timestamptz, now()) WHERE project_id = $1 AND id = $2;

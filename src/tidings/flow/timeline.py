@@ -140,7 +140,7 @@ async def list_lines(
     if type_key is not None:
         version_ids = [row["id"] for row in await database.fetch(SQL.list_type_versions, project_id, type_key)]
     rows = await database.fetch(
-        SQL.list_notifications,
+        SQL.list_notifications if user is None else SQL.list_user_notifications,
         project_id,
         before or LAST,
         ids.first_id_at(since) if since is not None else FIRST,
