@@ -86,7 +86,7 @@ class Settings(BaseSettings):
     @field_validator("lease", "provider_timeout", "grace", "retention", mode="before")
     @classmethod
     def _duration(cls, value: object) -> object:
-        from tidings.model.durations import parse_duration
+        from tidings.durations import parse_duration
 
         return parse_duration(value) if isinstance(value, str) and value[-1:].isalpha() else value
 

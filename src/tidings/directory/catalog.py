@@ -25,8 +25,8 @@ from tidings.db.sql import load_queries
 from tidings.directory.accounts import open_config
 from tidings.directory.credentials import Vault
 from tidings.directory.types import DataSchema, Definition, compile_schema
+from tidings.durations import parse_duration
 from tidings.errors import FieldError, Problem, TidingsError
-from tidings.model.durations import parse_duration
 from tidings.model.words import Channel, Guarantee, Priority
 from tidings.providers.port import Config
 from tidings.templating import CompiledTemplate, compile_template

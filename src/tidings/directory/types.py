@@ -17,8 +17,8 @@ from tidings.db.pool import Connection, Database, Record
 from tidings.db.sql import load_queries
 from tidings.directory.accounts import notify_config
 from tidings.directory.audit import Actor, apply_audit
+from tidings.durations import parse_duration, to_duration
 from tidings.errors import Conflict, FieldError, Invalid, NotFound
-from tidings.model.durations import parse_duration, to_duration
 from tidings.model.words import CHANNELS_OF_THIS_VERSION, Channel, Guarantee, Priority
 
 _queries: Final = load_queries(__package__, "types.sql")

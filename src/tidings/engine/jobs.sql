@@ -53,15 +53,15 @@ CROSS JOIN LATERAL (
 ORDER BY c.priority, c.lane, p.project_id;
 
 -- name: claim_jobs
--- Lease what the shares say, oldest first. Commits by itself, synchronously, before anything is sent.
--- Ordered by id, so that two batches never lock the same rows in opposite order.
+-- Lease what the shares say, oldest first. Commits by itself, synchronously, before anything is sent. Nobody waits for
+-- anybody: rows that another claim holds are skipped. `pinned`: the job could go to no other account.
 WITH want AS MATERIALIZED (
     SELECT * FROM unnest($1::smallint[], $2::smallint[], $3::int[], $4::int[], $5::int[])
         AS w (lane, priority, project_id, account_id, n)
 ), picked AS MATERIALIZED (
-    SELECT j.id, w.account_id
+    SELECT j.id, w.account_id, j.account_id IS NOT NULL AS pinned
     FROM want w CROSS JOIN LATERAL (
-        SELECT j.id FROM job j
+        SELECT j.id, j.account_id FROM job j
         WHERE j.lane = w.lane AND j.priority = w.priority AND j.project_id = w.project_id
           AND j.due_at <= coalesce($7::timestamptz, now()) AND j.lease_until IS NULL
         ORDER BY j.due_at LIMIT w.n FOR UPDATE SKIP LOCKED) j
@@ -71,7 +71,8 @@ UPDATE job SET
     epoch = epoch + 1,
     account_id = coalesce(job.account_id, picked.account_id)
 FROM picked WHERE job.id = picked.id
-RETURNING job.id, job.project_id, job.kind, job.lane, job.priority, job.attempt, job.epoch, job.account_id, job.traceparent;
+RETURNING job.id, job.project_id, job.kind, job.lane, job.priority, job.attempt, job.epoch, job.account_id, job.traceparent,
+          picked.pinned;
 
 -- name: lock_jobs
 -- The same choice, for work that is done within one transaction: a row lock instead of a lease.
@@ -115,7 +116,7 @@ FROM unnest($1::uuid[], $2::int[], $3::int[]) AS x (id, epoch, account_id)
 WHERE job.id = x.id AND job.epoch = x.epoch AND job.lease_until IS NOT NULL;
 
 -- name: lock_expired
--- Leases that ran out: their worker died or lost its connection. One sweeper at a time (an advisory lock) is enough.
+-- Leases that ran out: their worker died or lost its connection. Several sweepers share them out.
 -- any project: the sweeper serves all projects
 SELECT id, project_id, kind, lane, priority, attempt, epoch, account_id, traceparent
 FROM job WHERE lease_until < coalesce($2::timestamptz, now())
