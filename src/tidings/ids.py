@@ -50,7 +50,7 @@ def family_range(parent: UUID) -> tuple[UUID, UUID]:
 
 
 def family_bounds(ids: Iterable[UUID]) -> tuple[UUID, UUID]:
-    """Bounds around the families of many ids: what every statement on the partitioned tables carries as $min and $max."""
+    """Bounds around the families of many ids: $min and $max of every statement on the partitioned tables."""
     numbers = [id_.int for id_ in ids]
     return UUID(int=min(numbers) & ~_LOW64), UUID(int=max(numbers) | _LOW64)
 

@@ -72,7 +72,7 @@ class Settings(BaseSettings):
     private_targets: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = ()
     """Networks, comma-separated, that webhooks, SMTP hosts and vendor URLs may reach although they are not public."""
     retention: timedelta = timedelta(days=90)
-    """Notifications older than this are dropped, a day at a time. `send_at` cannot be further ahead than this less a day."""
+    """Notifications older than this are dropped, a day at a time. `send_at` is at most a day less than this ahead."""
 
     catcher_smtp_port: Annotated[int, Field(ge=0, le=65535)] = 2525
     catcher_port: Annotated[int, Field(ge=0, le=65535)] = 8025
@@ -105,7 +105,8 @@ def load_settings(**overrides: object) -> Settings:
         SettingsError: a value is wrong, or a `TIDINGS_` name is not a setting.
     """
     known = {PREFIX + name.upper() for name in Settings.model_fields}
-    unknown = sorted(k for k in os.environ if k.startswith(PREFIX) and k not in known and not k.startswith(NOT_SETTINGS))
+    given = (k for k in os.environ if k.startswith(PREFIX) and not k.startswith(NOT_SETTINGS))
+    unknown = sorted(k for k in given if k not in known)
     if unknown:
         raise SettingsError(f"unknown settings in the environment: {', '.join(unknown)} (known: see .env.example)")
     try:

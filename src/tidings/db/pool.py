@@ -420,9 +420,9 @@ def _session(application_name: str) -> dict[str, str]:
         "timezone": "UTC",
         # Statements here take milliseconds; compiling them takes longer than running them.
         "jit": "off",
-        # Every statement is prepared, takes its values as parameters and reaches its rows by index whatever they are. So
-        # one plan serves for good: planning anew for each call cost a quarter of the end-to-end rate, and plans made
-        # from the statistics of a table that was empty a minute ago are the worse ones.
+        # Every statement is prepared, takes its values as parameters and reaches its rows by index whatever they are.
+        # So one plan serves for good: planning anew for each call cost a quarter of the end-to-end rate, and plans
+        # made from the statistics of a table that was empty a minute ago are the worse ones.
         "plan_cache_mode": "force_generic_plan",
     }
 

@@ -61,8 +61,8 @@ class Intervener:
 
         The order matters. Setting `cancelled_at` first makes every settlement that would go on wait for us. Removing
         the plan job waits for a planner that holds it; what that one planned is then seen by the next statement.
-        Removing the send jobs waits for a claim that is under way; what it leased is in flight, hence too late. Jobs are
-        locked before deliveries, as settling does.
+        Removing the send jobs waits for a claim that is under way; what it leased is in flight, hence too late. Jobs
+        are locked before deliveries, as settling does.
 
         Raises:
             NotFound: the project has no such notification.
