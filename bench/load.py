@@ -215,7 +215,9 @@ class Run:
         """Do it."""
         loop = asyncio.get_running_loop()
         factory: Callable[[], Any] = lambda: (SmtpConnection if self._spec.kind == "smtp" else HttpConnection)(self)  # noqa: E731 -- a typed factory
-        made = [await loop.create_connection(factory, "127.0.0.1", self._spec.port) for _ in range(self._spec.connections)]
+        made = [
+            await loop.create_connection(factory, "127.0.0.1", self._spec.port) for _ in range(self._spec.connections)
+        ]
         await asyncio.sleep(0.05)  # greetings
         self._until = time.monotonic() + self._spec.seconds
         cpu = _cpu()

@@ -15,11 +15,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 
 import msgspec
-import psutil
 
 from bench import peers
 from bench.load import Outcome
-from bench.stage import SLOW_MS, USERS, Process, Sink, Stage, admin, to_other_database
+from bench.stage import SLOW_MS, USERS, Sink, Stage, admin, to_other_database
 from tidings import ids
 from tidings.db.migrate import migrate
 from tidings.db.pool import Connection, Database
@@ -208,7 +207,15 @@ async def idle_latency(stage: Stage, scale: Scale) -> list[Row]:
         answers.append(outcome.latencies_ms[0])
     extras = {"p99_ms": _round(statistics.median(tails)), "accepted_p50_ms": _round(statistics.median(answers))}
     return [
-        Row("idle_latency", "Idle system, accept → provider, one message, p50", "ms", medians, 15, "lower", extras=extras)
+        Row(
+            "idle_latency",
+            "Idle system, accept → provider, one message, p50",
+            "ms",
+            medians,
+            15,
+            "lower",
+            extras=extras,
+        )
     ]
 
 
@@ -287,9 +294,7 @@ async def e2e_smtp(stage: Stage, scale: Scale) -> list[Row]:
     return [await _end_to_end(stage, scale, "email", stage.mail, scale.mail, Status.sent, 2_000)]
 
 
-async def _end_to_end(
-    stage: Stage, scale: Scale, channel: str, sink: Sink, n: int, status: Status, bar: float
-) -> Row:
+async def _end_to_end(stage: Stage, scale: Scale, channel: str, sink: Sink, n: int, status: Status, bar: float) -> Row:
     rates, costs, peak = [], Costs(stage), 0
     checked: dict[str, int] = {}
     warm_up = _batches(channel, 2_000)
@@ -574,30 +579,3 @@ ROWS: Final[dict[str, Measurement]] = {
     "peers": others,
 }
 """Every measurement, by the name that `tidings bench NAME` takes."""
-
-
-def to_machine(server_version: str) -> dict[str, Any]:
-    """What it was measured on."""
-    return {**_processor(), "postgresql": server_version}
-
-
-def _processor() -> dict[str, Any]:
-    import os
-    import platform
-    from pathlib import Path
-
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.partition(":")[2].strip()
-                break
-    return {
-        "cpu": model,
-        "cores": os.cpu_count(),
-        "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
-        "kernel": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        "load_before": [round(value, 2) for value in os.getloadavg()],
-    }

@@ -61,7 +61,13 @@ class Process:
 
     @classmethod
     async def start(
-        cls, name: str, arguments: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None, cwd: Path = CHECKOUT
+        cls,
+        name: str,
+        arguments: Sequence[str],
+        *,
+        log: Path,
+        env: Mapping[str, str] | None = None,
+        cwd: Path = CHECKOUT,
     ) -> Self:
         """Start a Python module; what it says on standard error goes to `log`."""
         with log.open("wb") as file:
@@ -162,7 +168,11 @@ class Stage:
     async def start_worker(self) -> None:
         """Start the worker."""
         self.worker = await Process.start(
-            "worker", ["-m", "tidings", "worker"], log=self.folder / "worker.log", env=self._environment, cwd=self.folder
+            "worker",
+            ["-m", "tidings", "worker"],
+            log=self.folder / "worker.log",
+            env=self._environment,
+            cwd=self.folder,
         )
         await self.worker.wait_for_log(re.compile("worker.running"))
 
@@ -202,14 +212,21 @@ class Stage:
         shipped = next(told for told in TOLD if told.key == "order_shipped")
         async with AsyncClient(self.api_url, self.api_key) as client:
             await client.categories.put("orders", name="Orders")
-            mail = {"host": "127.0.0.1", "port": self.mail.port, "security": "none", "from_address": "Shop <shop@example.com>"}
+            mail = {
+                "host": "127.0.0.1",
+                "port": self.mail.port,
+                "security": "none",
+                "from_address": "Shop <shop@example.com>",
+            }
             await client.accounts.put("mail", provider="smtp", channel="email", config=mail)
             secret = "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
             await client.accounts.put(
                 "hooks", provider="webhook", channel="webhook", config={"secret": secret}, concurrency=256
             )
             await client.templates.put("shipped", name=shipped.name)
-            made = await client.templates.create_version("shipped", {"default_locale": "en", "channels": shipped.channels})
+            made = await client.templates.create_version(
+                "shipped", {"default_locale": "en", "channels": shipped.channels}
+            )
             await client.templates.publish("shipped", made.version)
             for channel in ("email", "webhook"):
                 await client.types.put(

@@ -17,12 +17,13 @@ from typing import Any, Final, cast
 
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import iter_route_contexts
+from prometheus_client.metrics import MetricWrapperBase
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from tidings import errors
-from tidings.model.words import EFFECTS, Channel, Effect, Scope
+from tidings.model.words import EFFECTS, Effect, Scope
 from tidings.providers.registry import PROVIDERS
 from tidings.settings import PREFIX, Settings
 from tidings.telemetry import Metrics
@@ -143,7 +144,8 @@ def render_providers() -> str:
             ]
         )
     return _table(
-        ["provider", "channels", "capabilities", "confirms delivery", "idempotent", "longest send", "written from"], rows
+        ["provider", "channels", "capabilities", "confirms delivery", "idempotent", "longest send", "written from"],
+        rows,
     )
 
 
@@ -189,12 +191,11 @@ def render_metrics() -> str:
     """Every metric of a process."""
     rows = []
     for collector in vars(Metrics()).values():
-        for attribute in ("_labelnames",):
-            if hasattr(collector, attribute):
-                family = next(iter(collector.describe()))
-                name = family.name + ("_total" if family.type == "counter" else "")
-                labels = ", ".join(map(_code, getattr(collector, attribute)))
-                rows.append([_code(name), family.type, labels, family.documentation])
+        if isinstance(collector, MetricWrapperBase):
+            family = next(iter(collector.describe()))
+            name = family.name + ("_total" if family.type == "counter" else "")
+            labels = ", ".join(map(_code, collector._labelnames))  # the library has no public way to ask
+            rows.append([_code(name), family.type, labels, family.documentation])
     return _table(["metric", "type", "labels", "what it counts"], rows)
 
 
@@ -212,8 +213,8 @@ def render_api() -> str:
     """Every operation by noun, then every body and answer."""
     app = create_web(cast(Deps, _Nothing()))
     document = to_openapi(app, hot.to_openapi())
-    scopes = {(hot.ONE, "post"), (hot.ALIAS, "post"), (hot.BATCH, "post")}
-    needs = dict.fromkeys(scopes, Scope.send)
+    # The acceptor asks for the scope of the hot routes itself.
+    needs = {(path, "post"): Scope.send for path in (hot.ONE, hot.ALIAS, hot.BATCH)}
     for context in iter_route_contexts(app.routes):
         for method in context.methods or ():
             if (scope := _scope_of(context.dependant)) is not None:

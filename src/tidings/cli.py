@@ -210,6 +210,74 @@ def migrate(*, check: bool = False, json: Json = False) -> int:
     return Exit.failed if waiting else Exit.ok
 
 
+@app.command(group=_CARE)
+def project(key: str, *, name: str | None = None, json: Json = False) -> int:
+    """Make a project if there is none with this key, and print a new API key for it, with every scope.
+
+    Parameters
+    ----------
+    key
+        1 to 40 of a-z, 0-9 and -. It stands in the project's API keys and never changes.
+    name
+        A name for people to read.
+    json
+        Print JSON.
+    """
+    from tidings.clock import SystemClock
+    from tidings.db.pool import Connection, Database
+    from tidings.directory.access import create_key
+    from tidings.directory.audit import Actor
+    from tidings.directory.projects import create_project, load_project_by_key
+    from tidings.model.words import Scope
+
+    async def make(conn: Connection) -> str:
+        found = await load_project_by_key(conn, key) or await create_project(conn, key, name or key)
+        _, text = await create_key(
+            conn, Actor(found.id, "cli"), SystemClock(), name="from the command line", scopes=list(Scope)
+        )
+        return text
+
+    async def work() -> str:
+        async with await Database.connect(_dsn(_settings()), application_name="tidings-project") as database:
+            return await database.transaction(make)
+
+    text = _run(work())
+    if json:
+        _print_json({"project": key, "api_key": text})
+    else:
+        print(text)
+        print("Keep it: it is not shown again.", file=sys.stderr)
+    return Exit.ok
+
+
+@app.command(group=_CARE)
+def reseal(*, json: Json = False) -> int:
+    """Seal all stored credentials with the first of TIDINGS_SECRET_KEY's keys, so that the others can go.
+
+    Parameters
+    ----------
+    json
+        Print JSON.
+    """
+    settings = _settings()
+    dsn = _dsn(settings)
+    from tidings.db.pool import Database
+    from tidings.directory.accounts import reseal_accounts
+    from tidings.directory.credentials import Vault
+
+    async def work() -> int:
+        async with await Database.connect(dsn, application_name="tidings-reseal") as database:
+            return await reseal_accounts(database, Vault(settings.secret_keys))
+
+    with _spinner("Sealing", quiet=json):
+        done = _run(work())
+    if json:
+        _print_json({"resealed": done})
+    else:
+        print(f"{done} sealed anew.")
+    return Exit.ok
+
+
 # ---------------------------------------------------------------- using it
 
 

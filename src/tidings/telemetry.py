@@ -123,7 +123,6 @@ def child_trace(parent: Trace, rng: random.Random) -> Trace:
 # ---------------------------------------------------------------- metrics
 
 _LATENCY: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-_LAG: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 1800.0)
 _ROWS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
@@ -147,6 +146,7 @@ class Metrics:
             buckets=_LATENCY,
             registry=registry,
         )
+        self._http: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self.accepted = Counter(
             "tidings_notifications", "Notification requests, by what became of them", ["outcome"], registry=registry
         )
@@ -171,20 +171,22 @@ class Metrics:
         self.job_lag_seconds = Gauge(
             "tidings_job_lag_seconds", "Age of the oldest due job that nobody works on", ["lane"], registry=registry
         )
-        self.job_wait_seconds = Histogram(
-            "tidings_job_wait_seconds",
-            "From due to claimed",
-            ["lane", "priority"],
-            buckets=_LAG,
-            registry=registry,
-        )
         self.flush_rows = Histogram(
             "tidings_flush_rows", "Rows in one group commit", ["stage"], buckets=_ROWS, registry=registry
         )
-        """Stages: accept, plan, settle."""
-        self.flush_seconds = Histogram(
-            "tidings_flush_seconds", "Duration of one group commit", ["stage"], buckets=_LATENCY, registry=registry
-        )
+        """Stages: accept, plan, claim, settle."""
+
+    def observe_http(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Counts one request; `route` is a template, so that there are few."""
+        children = self._http.get((method, route, status))
+        if children is None:
+            children = (
+                self.http_requests.labels(method, route, status),
+                self.http_seconds.labels(method, route),
+            )
+            self._http[(method, route, status)] = children
+        children[0].inc()
+        children[1].observe(seconds)
 
     def render(self) -> bytes:
         """The Prometheus text format."""

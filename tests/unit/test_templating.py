@@ -320,7 +320,7 @@ BOMBS = {
 
 
 def run_bomb(name: str) -> tuple[float, float]:
-    """Seconds of the processor and megabytes that one bomb takes; it may end in text, in a RenderError or be refused."""
+    """Seconds of the processor and megabytes that one bomb takes; it may end in text, in an error or be refused."""
     deep: Any = 1
     for _ in range(900):
         deep = [deep]
@@ -339,7 +339,7 @@ def run_bomb(name: str) -> tuple[float, float]:
 
 
 def run_all_bombs() -> None:
-    """Print seconds, megabytes and exit status of each bomb. Each runs in a fork of its own, for its peak of memory."""
+    """Print what each bomb took and how it ended. Each runs in a fork of its own, for its peak of memory."""
     for name in BOMBS:
         reading, writing = os.pipe()
         child = os.fork()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import zoneinfo
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -89,7 +89,7 @@ def parse_user_id(text: str) -> str:
     return text
 
 
-@cache
+@lru_cache(maxsize=1024)
 def _known_locale(text: str) -> str | None:
     try:
         return str(Locale.parse(text, sep="-")).replace("_", "-")
@@ -103,7 +103,6 @@ def parse_locale(text: str) -> str:
     Raises:
         ValueError: CLDR has no such locale.
     """
-    # The length is looked at first: what is cached is chosen by the caller, and short texts are soon all known.
     found = _known_locale(text.replace("_", "-")) if 2 <= len(text) <= 24 and text.isascii() else None
     if found is None:
         raise ValueError("is not a known locale; write a language, or a language and a country, such as de or de-AT")

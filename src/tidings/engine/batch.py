@@ -9,23 +9,31 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 import asyncpg
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
-REFUSED_BY_DATABASE = (asyncpg.PostgresError, asyncpg.InterfaceError, ValueError, TypeError, OverflowError)
-"""What one bad item can cause (a value PostgreSQL or the driver's encoder will not take)."""
-
-NOT_ABOUT_AN_ITEM = (
+_NOT_ABOUT_AN_ITEM: Final = (
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,
     asyncpg.InternalServerError,
 )
-"""What halving cannot help: the whole batch fails with it."""
+
+
+def is_about_an_item(error: Exception) -> bool:
+    """Whether one bad item can have caused this: a value that PostgreSQL or the driver's encoder will not take.
+
+    Else halving cannot help: the connection broke, the server is in trouble, or there is a bug.
+    """
+    if isinstance(error, asyncpg.InterfaceError):
+        return isinstance(error, ValueError)  # the driver could not encode it; the others say that a connection is lost
+    if isinstance(error, asyncpg.PostgresError):
+        return not isinstance(error, _NOT_ABOUT_AN_ITEM)
+    return isinstance(error, (ValueError, TypeError, OverflowError))
 
 
 class Batcher(Generic[Item, Answer]):
@@ -88,8 +96,10 @@ class Batcher(Generic[Item, Answer]):
         if self._window and self._weight < self._limit:
             if self._timer is None:
                 self._timer = asyncio.get_running_loop().call_later(self._window, self._start)
-        elif self._timer is None:
+        elif self._timer is None or self._timer.when() > asyncio.get_running_loop().time():
             # After the callers that are ready now, so that they travel together.
+            if self._timer is not None:
+                self._timer.cancel()
             self._timer = asyncio.get_running_loop().call_later(0, self._start)
 
     def _start(self) -> None:
@@ -136,10 +146,9 @@ class Batcher(Generic[Item, Answer]):
     async def _flush_halving(self, items: Sequence[Item]) -> Sequence[Answer | BaseException]:
         try:
             return await self._flush(items)
-        except NOT_ABOUT_AN_ITEM:
-            raise
-        except REFUSED_BY_DATABASE as error:
-            if len(items) == 1:
-                return [error]
+        except Exception as error:
+            if len(items) == 1 or not is_about_an_item(error):
+                # Told to each by itself: the other half of a halved batch may have been committed.
+                return [error] * len(items)
             middle = len(items) // 2
             return [*await self._flush_halving(items[:middle]), *await self._flush_halving(items[middle:])]

@@ -7,6 +7,7 @@ worker's own: a worker that sees an account fail stops using it, and tells the o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -103,11 +104,16 @@ class Gate:
         return min(room, self.tokens) if now < self.tokens_until else 0
 
     def wants_tokens(self, now: float) -> int:
-        """How many pace tokens to lease now; 0 when there is no pace, enough, or it is too early to ask again."""
-        if self.limits.rate is None or now < self.next_lease_at:
+        """How many pace tokens to lease now; 0 when there is no pace, enough, or it is too early to ask again.
+
+        Never more are held than one lease can give, so that tokens which nobody used do not add up to a burst.
+        """
+        rate = self.limits.rate
+        if rate is None or now < self.next_lease_at:
             return 0
         held = self.tokens if now < self.tokens_until else 0
-        return max(0, self.room(now) - held)
+        most = self.limits.burst - 1 + math.ceil(rate * PACE_WINDOW.total_seconds())
+        return max(0, min(self.room(now), most) - held)
 
     def grant_tokens(self, n: int, now: float) -> None:
         """Add leased tokens to the purse."""
@@ -128,7 +134,7 @@ class Gate:
             return False
         before = self.breaker
         self.breaker = decide_breaker(before, failed=failed, now=now)
-        return self.breaker.openings > before.openings
+        return self.breaker.open_until is not None and self.breaker.open_until != before.open_until
 
     def pause(self, seconds: float, now: float) -> None:
         """Nothing starts before so many seconds have passed (`Retry-After`)."""

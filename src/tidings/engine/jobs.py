@@ -53,6 +53,13 @@ class Job(NamedTuple):
     epoch: int
     account_id: int | None
     traceparent: str | None
+    pinned: bool = False
+    """It had to be this account; else the claim chose it."""
+
+    @property
+    def pin(self) -> int | None:
+        """The account that it must use, whoever claims it next."""
+        return self.account_id if self.pinned else None
 
 
 class Retry(NamedTuple):
@@ -82,7 +89,18 @@ async def load_waiting(
 ) -> list[Waiting]:
     """What is due on a range of lanes, per class and project; counts stop at `count` (and `ahead` for fed lanes)."""
     rows = await conn.fetch(SQL.load_waiting, *lanes, count, projects, after_project, ahead, now)
-    return [Waiting(*row) for row in rows if row["waiting"]]
+    return [Waiting(*row) for row in rows]
+
+
+def decide_next_page(waiting: Sequence[Waiting], projects: int) -> int:
+    """After which project the next discovery goes on; 0: from the beginning, everybody has been seen.
+
+    A class that filled its page may have more projects behind it; the earliest such end counts, so nobody is skipped.
+    """
+    pages: dict[tuple[int, int], list[int]] = {}
+    for w in waiting:
+        pages.setdefault((w.lane, w.priority), []).append(w.project_id)
+    return min((max(page) for page in pages.values() if len(page) >= projects), default=0)
 
 
 async def claim_jobs(conn: Runner, shares: Sequence[Share], *, lease: timedelta, now: datetime | None) -> list[Job]:
@@ -143,10 +161,10 @@ async def retry_jobs(conn: Runner, retries: Sequence[Retry], now: datetime | Non
     return {row[0] for row in rows}
 
 
-async def release_jobs(conn: Runner, jobs: Sequence[Job], pins: Sequence[int | None]) -> None:
+async def release_jobs(conn: Runner, jobs: Sequence[Job]) -> None:
     """Give claimed jobs back unused."""
     if jobs:
-        await conn.execute(SQL.release_jobs, [j.id for j in jobs], [j.epoch for j in jobs], list(pins))
+        await conn.execute(SQL.release_jobs, [j.id for j in jobs], [j.epoch for j in jobs], [j.pin for j in jobs])
 
 
 async def lock_expired(conn: Connection, limit: int, now: datetime | None) -> list[Job]:

@@ -7,7 +7,7 @@ FROM unnest($1::uuid[], $2::int[], $3::smallint[], $4::smallint[], $5::smallint[
 
 -- name: load_waiting
 -- What is due on the lanes $1..$2, by lane, priority and project, counted up to $3: a skip scan over the index, at most
--- $4 projects in each class, starting after project $5. For feeder lanes also the due work, leased or not, that waits on
+-- $4 projects with due work in each class, starting after project $5. For feeder lanes also the due work, leased or not, that waits on
 -- the fullest lane they feed, counted up to $6.
 -- any project: discovery serves all projects; the counts are per project
 WITH RECURSIVE class AS (
@@ -18,7 +18,7 @@ WITH RECURSIVE class AS (
         SELECT lane, priority FROM job
         WHERE lane <= $2 AND (lane, priority) > (c.lane, c.priority) ORDER BY lane, priority LIMIT 1) n
 )
-SELECT c.lane, c.priority, p.project_id, w.n AS waiting, f.n AS ahead
+SELECT c.lane, c.priority, p.project_id, p.waiting, f.n AS ahead
 FROM class c
 CROSS JOIN LATERAL (
     WITH RECURSIVE project AS (
@@ -31,15 +31,16 @@ CROSS JOIN LATERAL (
             WHERE j.lane = c.lane AND j.priority = c.priority AND j.project_id > p.project_id
             ORDER BY j.project_id LIMIT 1) n
     )
-    SELECT project_id FROM project LIMIT $4
+    SELECT project.project_id, due.n AS waiting
+    FROM project CROSS JOIN LATERAL (
+        SELECT count(*)::int AS n FROM (
+            SELECT 1 FROM job j
+            WHERE j.lane = c.lane AND j.priority = c.priority AND j.project_id = project.project_id
+              AND j.due_at <= coalesce($7::timestamptz, now()) AND j.lease_until IS NULL
+            LIMIT $3) q
+    ) due
+    WHERE due.n > 0 LIMIT $4
 ) p
-CROSS JOIN LATERAL (
-    SELECT count(*)::int AS n FROM (
-        SELECT 1 FROM job j
-        WHERE j.lane = c.lane AND j.priority = c.priority AND j.project_id = p.project_id
-          AND j.due_at <= coalesce($7::timestamptz, now()) AND j.lease_until IS NULL
-        LIMIT $3) q
-) w
 CROSS JOIN LATERAL (
     SELECT coalesce(max(k.n), 0)::int AS n
     FROM generate_series(1, 7) fed CROSS JOIN LATERAL (
@@ -48,7 +49,7 @@ CROSS JOIN LATERAL (
             WHERE j.lane = fed AND j.priority = c.priority AND j.project_id = p.project_id
               AND j.due_at <= coalesce($7::timestamptz, now())
             LIMIT $6) q) k
-    WHERE c.lane >= 256 AND (c.lane >> fed) & 1 = 1 AND w.n > 0
+    WHERE c.lane >= 256 AND (c.lane >> fed) & 1 = 1
 ) f
 ORDER BY c.priority, c.lane, p.project_id;
 

@@ -45,6 +45,8 @@ SATURATED_GAP: Final = 0.02
 PROJECTS_AT_ONCE: Final = 64
 """Projects of a class looked at in one discovery; the rest in the next ones."""
 SWEEP_BATCH: Final = 500
+SETTLE_AGAIN: Final = 0.2
+"""Seconds until results that could not be recorded are tried again."""
 HELD_LIMIT: Final = 4
 """A lane claims nothing while more than this many times its slots wait to be settled."""
 
@@ -193,7 +195,8 @@ class SendLane(Generic[Prepared, Result]):
         self._after_project = 0
         self._in_flight = 0
         self._ordinary_in_flight = 0
-        self._held: dict[UUID, _Held] = {}
+        self._held: dict[tuple[UUID, int], _Held] = {}
+        """By claim: a job that was lost to the sweeper may come again while its first send is still under way."""
         self._sends: dict[asyncio.Task[None], tuple[Job, Prepared]] = {}
         self._broken_off = False
         self._blocked = False
@@ -250,7 +253,7 @@ class SendLane(Generic[Prepared, Result]):
         if self._observe_batch is not None:
             self._observe_batch("claim", len(jobs))
         for job in jobs:
-            self._held[job.id] = _Held(job, claimed_at)
+            self._held[job.id, job.epoch] = _Held(job, claimed_at)
             self._in_flight += 1
             self._ordinary_in_flight += job.priority > 0
         try:
@@ -273,14 +276,15 @@ class SendLane(Generic[Prepared, Result]):
         old = [held.job for held in self._held.values() if now - held.since > self._lease.total_seconds() / 4]
         if not old:
             return
-        old.sort(key=lambda job: job.id)
+        old.sort(key=lambda job: (job.id, job.epoch))
         ours = await queue.extend_leases(self._database, old, lease=self._lease, now=self._clock.db_now())
         for job in old:
-            if job.id in ours and (held := self._held.get(job.id)) is not None and held.job.epoch == job.epoch:
+            if job.id in ours and (held := self._held.get((job.id, job.epoch))) is not None:
                 held.since = now
 
     async def drain(self, grace: float) -> None:
         """Finish what is in flight; break off what takes longer than `grace` seconds; settle everything."""
+        until = self._clock.monotonic() + grace
         if self._sends:
             await asyncio.wait(tuple(self._sends), timeout=grace)
         self._broken_off = True
@@ -289,6 +293,9 @@ class SendLane(Generic[Prepared, Result]):
         while self._sends:
             await asyncio.wait(tuple(self._sends))
         await self.settling.drain()
+        while self._held and self._clock.monotonic() < until:  # the database refused; as long as there is time
+            await asyncio.sleep(SETTLE_AGAIN / 2)
+            await self.settling.drain()
 
     # ------------------------------------------------------------ claiming
 
@@ -308,11 +315,7 @@ class SendLane(Generic[Prepared, Result]):
                 now=self._clock.db_now(),
             )
             began_after = self._after_project
-            per_class: dict[int, list[int]] = {}
-            for w in waiting:
-                per_class.setdefault(w.priority, []).append(w.project_id)
-            full = [projects for projects in per_class.values() if len(projects) >= PROJECTS_AT_ONCE]
-            self._after_project = max(projects[-1] for projects in full) if full else 0
+            self._after_project = queue.decide_next_page(waiting, PROJECTS_AT_ONCE)
             if waiting or not began_after:
                 return waiting
 
@@ -340,18 +343,11 @@ class SendLane(Generic[Prepared, Result]):
             ordinary_in_flight=self._ordinary_in_flight,
             credits=self._credits,
             turn=self._turn,
+            pool=lambda w: w.project_id,
             budget=lambda w: left.get(w.project_id, 0),
         )
-        shares = []
-        for w, n in decided:  # critical first, so it takes an account's budget first
-            take = min(n, left[w.project_id])
-            left[w.project_id] -= take
-            if take:
-                account = chosen[w.project_id]
-                shares.append(
-                    Share(w.lane, w.priority, w.project_id, account.limits.account_id if account else None, take)
-                )
-        return shares
+        accounts = {p: g.limits.account_id if g else None for p, g in chosen.items()}
+        return [Share(w.lane, w.priority, w.project_id, accounts[w.project_id], n) for w, n in decided]
 
     def _gate(self, limits: Limits) -> Gate:
         found = self._gates.get(limits.account_id)
@@ -374,7 +370,8 @@ class SendLane(Generic[Prepared, Result]):
                 mine[account_id].pause(seconds, now)
 
     async def _lease_tokens(self, by_project: Mapping[int, list[Gate]], now: float) -> None:
-        wants = {g.limits.account_id: g for mine in by_project.values() for g in mine if g.wants_tokens(now)}
+        # Also those that are no free choice (the simulator) but are used by pinned work.
+        wants = {a: g for a, g in self._gates.items() if g.limits.project_id in by_project and g.wants_tokens(now)}
         if not wants:
             return
         asked = {a: (g.limits, g.wants_tokens(now)) for a, g in wants.items()}
@@ -383,7 +380,7 @@ class SendLane(Generic[Prepared, Result]):
             gate.grant_tokens(granted.get(account_id, 0), now)
 
     async def _book(self, jobs: list[Job]) -> list[Job]:
-        """Count the claimed jobs against their accounts; pinned ones whose account is shut go back for later."""
+        """Count the claimed jobs against their accounts; those whose account cannot take them now go back for later."""
         for job in jobs:
             if job.account_id is not None and job.account_id not in self._gates:
                 limits = await self._handler.load_account_limits(job.project_id, job.account_id)
@@ -395,9 +392,12 @@ class SendLane(Generic[Prepared, Result]):
             gate = self._gates.get(job.account_id or 0)
             if gate is None:
                 continue
+            wait = gate.shut_for(now)
+            if not wait and job.pinned and not gate.budget(now):  # the claim counted on another account's budget
+                wait = BUSY_POLL
             gate.start(1)
-            self._held[job.id].gate = gate
-            if (wait := gate.shut_for(now)) > 0:
+            self._held[job.id, job.epoch].gate = gate
+            if wait:
                 shut.setdefault(wait, []).append(job)
         for wait, back in shut.items():
             await self._give_back(back, after=timedelta(seconds=wait * self._clock.random.uniform(1.0, 1.2)))
@@ -409,13 +409,13 @@ class SendLane(Generic[Prepared, Result]):
         now = self._clock.monotonic()
         for job in jobs:
             self._end_slot(job, failed=None, now=now)
-            self._held.pop(job.id, None)
+            self._held.pop((job.id, job.epoch), None)
         ordered = sorted(jobs, key=lambda job: job.id)
         with contextlib.suppress(Exception):  # else the leases run out by themselves
             if after is None:
-                await queue.release_jobs(self._database, ordered, [None] * len(ordered))
+                await queue.release_jobs(self._database, ordered)
             else:
-                retries = [queue.Retry(j, after, j.account_id, j.attempt) for j in ordered]
+                retries = [queue.Retry(j, after, j.pin, j.attempt) for j in ordered]
                 await queue.retry_jobs(self._database, retries, self._clock.db_now())
 
     # ------------------------------------------------------------ sending
@@ -443,12 +443,12 @@ class SendLane(Generic[Prepared, Result]):
         if not task.cancelled() and (error := task.exception()) is not None:
             # A bug in a handler: the lease runs out and the sweeper records that the outcome is unknown.
             self._end_slot(job, failed=None, now=self._clock.monotonic())
-            self._held.pop(job.id, None)
+            self._held.pop((job.id, job.epoch), None)
             if isinstance(error, Exception):
                 log.error("worker.send_broke", lane=self.lane, job=str(job.id), exc_info=error)
 
     def _end_slot(self, job: Job, *, failed: bool | None, now: float, pause: float | None = None) -> None:
-        held = self._held.get(job.id)
+        held = self._held.get((job.id, job.epoch))
         if held is None or not held.in_slot:
             return
         held.in_slot = False
@@ -486,7 +486,7 @@ class SendLane(Generic[Prepared, Result]):
 
     def _settled(self, job: Job, what: Prepared, result: Result, done: asyncio.Future[None]) -> None:
         if done.cancelled() or (error := done.exception()) is None:
-            self._held.pop(job.id, None)
+            self._held.pop((job.id, job.epoch), None)
             return
         if not isinstance(error, Exception):
             return
@@ -497,7 +497,7 @@ class SendLane(Generic[Prepared, Result]):
         )
 
         async def again() -> None:
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(SETTLE_AGAIN)
             self.settling.add((job, what, result)).add_done_callback(
                 lambda next_: self._settled(job, what, result, next_)
             )
@@ -564,11 +564,11 @@ class FeedLanes:
             now=self._clock.db_now(),
         )
         self._turn += 1
+        began_after = self._after_project
+        self._after_project = queue.decide_next_page(waiting, PROJECTS_AT_ONCE)
         if not waiting:
-            self._after_project = 0
+            self._blocked = began_after > 0  # look again at once, from the beginning
             return 0
-        last = max(w.project_id for w in waiting)
-        self._after_project = last if len({w.project_id for w in waiting}) >= PROJECTS_AT_ONCE else 0
         decided = decide_shares(
             waiting,
             free=self._batch,
@@ -576,6 +576,7 @@ class FeedLanes:
             ordinary_in_flight=0,
             credits=self._credits,
             turn=self._turn,
+            pool=lambda w: w,  # `ahead` is counted for each entry by itself
             budget=lambda w: max(0, self._ahead - w.ahead),
         )
         if not decided:

@@ -34,6 +34,7 @@ from tidings.engine.jobs import NewJob, insert_jobs
 from tidings.engine.worker import Wakes, no_checkpoint
 from tidings.errors import (
     CommitUnknown,
+    DatabaseError,
     FieldError,
     Forbidden,
     IdempotencyBusy,
@@ -59,11 +60,17 @@ GROUP_LIMIT: Final = 2_000
 """Notifications in one group commit."""
 PAST_TOLERANCE: Final = timedelta(minutes=1)
 """A `send_at` this little in the past is a clock that is slightly off, and means now."""
+KEY_WAIT: Final = 1.0
+"""Seconds for which a request waits for the first one with its idempotency key."""
+KEY_WAIT_AGAIN: Final = 0.05
+"""The same for the parts of a batch that has waited in vain, so that its other requests soon go their way."""
 KNOWN_USERS: Final = 100_000
 KNOWN_USER_TTL: Final = 30.0
 """Seconds for which a user that was seen is taken to exist; planning looks again."""
 
 _KEY: Final = re.compile(r"[\x21-\x7e][\x20-\x7e]{0,254}")
+_NUL: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+"""An escaped U+0000 in JSON, but not the text `\\u0000` itself, whose backslash is escaped."""
 
 
 class To(msgspec.Struct, forbid_unknown_fields=True):
@@ -135,6 +142,8 @@ class Draft(NamedTuple):
     category: str
     key: str | None
     fingerprint: bytes | None
+    taken_at: float = 0.0
+    """Monotonic seconds."""
 
 
 class Accepted(msgspec.Struct, omit_defaults=True):
@@ -204,7 +213,7 @@ class Acceptor:
         caller.require(Scope.send)
         if key is not None and not _KEY.fullmatch(key):
             raise Invalid("The idempotency key is not usable.", errors=[_bad_key("Idempotency-Key")])
-        await self._load_users(caller.project_id, requests)
+        users = await self._load_users(caller.project_id, requests)
         answers: list[Answer | None] = []
         drafts: list[Draft] = []
         places: list[int] = []
@@ -215,11 +224,12 @@ class Acceptor:
                 answers.append(request)
                 continue
             try:
-                draft = await self._draft(caller, request, now, traceparent)
+                draft = await self._draft(caller, request, users, now, traceparent)
             except Problem as problem:
                 answers.append(problem)
                 continue
             own = request.idempotency_key
+            draft = draft._replace(taken_at=self._clock.monotonic())
             if own is not None or key is not None:
                 used = own if own is not None else key if len(requests) == 1 else f"{key}#{i}"
                 draft = draft._replace(key=used, fingerprint=whole if own is None and whole else _fingerprint(request))
@@ -240,7 +250,7 @@ class Acceptor:
                 raise IdempotencyBusy(retry_after=1) from error
             except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, ValueError, OverflowError) as error:
                 raise Invalid("The database cannot store this request.") from error
-            except asyncpg.PostgresError as error:
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, DatabaseError, OSError) as error:
                 raise Unavailable(retry_after=1) from error
             for place, answer in zip(places, told, strict=True):
                 answers[place] = answer
@@ -252,7 +262,9 @@ class Acceptor:
 
     # ------------------------------------------------------------ deciding
 
-    async def _draft(self, caller: Caller, request: Request, now: datetime, traceparent: str | None) -> Draft:
+    async def _draft(
+        self, caller: Caller, request: Request, users: Collection[str], now: datetime, traceparent: str | None
+    ) -> Draft:
         type_: TypeVersion | None = None
         template: TemplateVersion | None = None
         if request.type is not None:
@@ -267,7 +279,7 @@ class Acceptor:
             if template is None:
                 raise _invalid("/type", f"The template {type_.template_key!r} of this type has no published version.")
         user = request.to.user
-        if user is not None and (caller.project_id, user) not in self._known_users:
+        if user is not None and user not in users:
             raise _invalid("/to/user", f"There is no user {user!r} in this project; create it with PUT /api/v1/users.")
         return decide_acceptance(
             caller,
@@ -280,17 +292,15 @@ class Acceptor:
             traceparent=traceparent,
         )
 
-    async def _load_users(self, project_id: int, requests: Sequence[Request | Problem]) -> None:
-        """Look up, all at once, the users that have not been seen lately."""
+    async def _load_users(self, project_id: int, requests: Sequence[Request | Problem]) -> Collection[str]:
+        """The users among those named that exist; those that have not been seen lately are looked up, all at once."""
         now = self._clock.monotonic()
         known = self._known_users
-        unseen = {
-            r.to.user
-            for r in requests
-            if not isinstance(r, Problem) and r.to.user is not None and known.get((project_id, r.to.user), 0.0) <= now
-        }
+        named = {r.to.user for r in requests if not isinstance(r, Problem) and r.to.user is not None}
+        seen = {name for name in named if known.get((project_id, name), 0.0) > now}
+        unseen = named - seen
         if not unseen:
-            return
+            return seen
         if len(known) > KNOWN_USERS:
             known.clear()
         names = sorted(name for name in unseen if "\x00" not in name)
@@ -306,6 +316,7 @@ class Acceptor:
                 known[project_id, name] = now + KNOWN_USER_TTL
             else:
                 known.pop((project_id, name), None)
+        return seen | found
 
     # ------------------------------------------------------------ storing
 
@@ -326,7 +337,8 @@ class Acceptor:
             taken: dict[tuple[int, str], tuple[bytes, Accepted]] = {}
             new = drafts
             if leaders:
-                taken = await _claim_keys(conn, leaders, self._clock.db_now())
+                patience = max(KEY_WAIT_AGAIN, KEY_WAIT - (self._clock.monotonic() - min(d.taken_at for d in drafts)))
+                taken = await _claim_keys(conn, leaders, self._clock.db_now(), patience)
                 new = [
                     d
                     for d in drafts
@@ -509,14 +521,13 @@ def _check_time(
     if at.tzinfo is None:
         errors.append(FieldError("Give the offset from UTC, such as `2026-12-01T09:00:00Z`.", pointer))
         return None
-    at = at.astimezone(UTC)
     if at < now - PAST_TOLERANCE:
         errors.append(FieldError("This time is in the past.", pointer))
         return None
     if at > now + horizon:
         errors.append(FieldError(f"This time is more than {horizon.days} days ahead.", pointer))
         return None
-    return at if at > now else None
+    return at.astimezone(UTC) if at > now else None
 
 
 @lru_cache(maxsize=4096)
@@ -537,7 +548,7 @@ def _text(value: Any, limit: int, pointer: str, errors: list[FieldError]) -> str
     if len(encoded) > limit:
         errors.append(FieldError(f"This is {len(encoded):,} bytes of JSON; at most {limit:,} are taken.", pointer))
         return None
-    if b"\\u0000" in encoded:
+    if _NUL.search(encoded):
         errors.append(FieldError("The character U+0000 cannot be stored.", pointer))
         return None
     return encoded.decode()
@@ -591,10 +602,10 @@ def _count(drafts: Sequence[Draft]) -> Counts:
 
 
 async def _claim_keys(
-    conn: Connection, leaders: dict[tuple[int, str], Draft], now: datetime | None
+    conn: Connection, leaders: dict[tuple[int, str], Draft], now: datetime | None, patience: float
 ) -> dict[tuple[int, str], tuple[bytes, Accepted]]:
     """Claim the keys that are free; answers with those that were taken before, and what was answered then."""
-    await conn.execute(SQL.set_lock_timeout)
+    await conn.execute(SQL.apply_lock_timeout, f"{int(patience * 1000)}ms")
     places = sorted(leaders)
     rows = await conn.fetch(
         SQL.claim_keys,

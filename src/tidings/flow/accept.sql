@@ -1,6 +1,6 @@
--- name: set_lock_timeout
+-- name: apply_lock_timeout
 -- any project: a property of the transaction
-SET LOCAL lock_timeout = '1s';
+SELECT set_config('lock_timeout', $1, true);
 
 -- name: claim_keys
 -- The idempotency keys that are new, or whose day is over. A key that another transaction is just claiming is waited for.

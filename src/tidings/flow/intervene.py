@@ -57,12 +57,13 @@ class Intervener:
         self._wakes = wakes
 
     async def cancel(self, caller: Caller, notification_id: UUID) -> Cancelled:
-        """Stop everything of a notification that has not left yet; a second cancel gives the same answer.
+        """Stop everything of a notification that has not left yet.
 
         The order matters. Setting `cancelled_at` first makes every settlement that would go on wait for us. Removing
         the plan job waits for a planner that holds it; what that one planned is then seen by the next statement.
-        Removing the send jobs waits for a claim that is under way; what it leased is in flight, hence too late. Jobs
-        are locked before deliveries, as settling does.
+        Removing the send jobs waits for a claim that is under way; what it leased is in flight, hence too late (it may
+        still end as cancelled, when its worker looks just before sending). Jobs are locked before deliveries, as
+        settling does.
 
         Raises:
             NotFound: the project has no such notification.
@@ -137,7 +138,6 @@ class Intervener:
                 r["locale"] or "",
             )
             counts[dimension, EventKind.cancelled] += 1
-        await self._meter.intern(dimension for dimension, _ in counts)
         await self._meter.apply(conn, counts)
 
     async def list_dead_letters(

@@ -58,10 +58,18 @@ class Meter:
             self._ids[new[row["ord"] - 1]] = row["id"]
 
     async def apply(self, conn: Connection, counts: Counts) -> None:
-        """Append the deltas of one batch to its transaction; `intern` was called with its dimensions."""
+        """Append the deltas of one batch to its transaction. On busy roads `intern` was called with its dimensions."""
         if not counts:
             return
-        entries = [(self._ids[d], d.project_id, int(kind), n) for (d, kind), n in counts.items()]
+        known = {d: self._ids.get(d) for d, _ in counts}
+        if new := sorted(d for d, id_ in known.items() if id_ is None):
+            # On the transaction's own connection (a second one could be waited for in vain), and not remembered: it may
+            # roll back.
+            columns = [list(column) for column in zip(*new, strict=True)]
+            await conn.execute(SQL.insert_dimensions, *columns)
+            for row in await conn.fetch(SQL.load_dimensions, *columns):
+                known[new[row["ord"] - 1]] = row["id"]
+        entries = [(known[d], d.project_id, int(kind), n) for (d, kind), n in counts.items()]
         columns = [list(column) for column in zip(*entries, strict=True)]
         await conn.execute(SQL.insert_deltas, *columns, self._clock.db_now())
 

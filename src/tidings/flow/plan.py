@@ -14,6 +14,7 @@ from datetime import timedelta
 from typing import Final, NamedTuple
 from uuid import UUID
 
+import asyncpg
 import structlog
 
 from tidings import ids
@@ -22,7 +23,7 @@ from tidings.db.pool import Connection, Database
 from tidings.db.sql import load_queries
 from tidings.directory.catalog import Account, Catalog, TemplateVersion, TypeVersion
 from tidings.engine import jobs as queue
-from tidings.engine.batch import NOT_ABOUT_AN_ITEM
+from tidings.engine.batch import is_about_an_item
 from tidings.engine.jobs import Job, NewJob, Retry
 from tidings.engine.shares import Share
 from tidings.engine.worker import no_checkpoint
@@ -119,6 +120,9 @@ def decide_plan(
             continue
         for address, suppressed in targets:
             planned.append(_plan_one(facts, channel, address, suppressed, type_, template, accounts.get(channel, ())))
+    if not planned:  # the template lost the channels that this request allows, after it was accepted
+        channel = next((c for c in Channel if allowed >> c & 1), Channel.email)
+        planned.append(Planned(channel, "", Status.skipped, Reason.no_template))
     return planned
 
 
@@ -197,16 +201,22 @@ class Planner:
         """Plan what the shares say, in one transaction; answers with how many, and the channels that got work."""
         try:
             return await self._feed(shares)
-        except (*NOT_ABOUT_AN_ITEM, OSError, DatabaseError):
-            raise
         except Exception as error:
-            # One notification among them cannot be written. Halve until it is alone, then put it aside.
-            total = sum(s.n for s in shares)
-            if total == 1:
+            if isinstance(error, (asyncpg.PostgresError, asyncpg.InterfaceError)) and not is_about_an_item(error):
+                raise
+            if isinstance(error, (OSError, DatabaseError)):
+                raise
+            # One notification among them cannot be planned. Halve until it is alone, then put it aside; the others go
+            # their way.
+            if len(shares) == 1 and shares[0].n == 1:
                 await self._put_aside(shares, error)
                 return 1, ()
-            one = max(shares, key=lambda s: s.n)
-            return await self.feed([one._replace(n=max(1, one.n // 2))])
+            done, lanes = 0, set[int]()
+            for half in _halve(shares):
+                n, woken = await self.feed(half)
+                done += n
+                lanes.update(woken)
+            return done, lanes
 
     async def _feed(self, shares: Sequence[Share]) -> tuple[int, Collection[int]]:
         counts: Counts = Counter()
@@ -289,7 +299,8 @@ class Planner:
             await conn.execute(SQL.insert_deliveries, *(list(c) for c in zip(*deliveries, strict=True)), now)
         sends.sort(key=lambda job: job.id)
         await queue.insert_jobs(conn, sends, now)
-        await conn.execute(SQL.insert_runs, [j.id for j in jobs], [j.project_id for j in jobs], [1] * len(jobs), now)
+        known = [job for job in jobs if job.id in plans]
+        await conn.execute(SQL.insert_runs, [j.id for j in known], [j.project_id for j in known], [1] * len(known), now)
         await queue.finish_jobs(conn, jobs)
         await self._meter.apply(conn, counts)
 
@@ -324,9 +335,19 @@ class Planner:
                     ),
                     self._clock.db_now(),
                 )
+                await conn.execute(SQL.insert_runs, [job.id], [job.project_id], [1], self._clock.db_now())
                 await queue.finish_jobs(conn, [job])
+                counts: Counts = Counter({(Dimension(job.project_id, channel=int(channel)), EventKind.failed): 1})
+                await self._meter.apply(conn, counts)
 
         await self._database.transaction(work)
+
+
+def _halve(shares: Sequence[Share]) -> tuple[Sequence[Share], Sequence[Share]]:
+    if len(shares) > 1:
+        return shares[: len(shares) // 2], shares[len(shares) // 2 :]
+    [share] = shares
+    return [share._replace(n=share.n // 2)], [share._replace(n=share.n - share.n // 2)]
 
 
 def _dimension(facts: Facts, planned: Planned, category: str) -> Dimension:

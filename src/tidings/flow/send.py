@@ -29,6 +29,7 @@ from tidings.model.messages import Deferred, Message, Rejected, SendResult, Sent
 from tidings.model.words import EFFECTS, Channel, Effect, Reason, Status
 from tidings.providers import registry
 from tidings.providers.port import Provider, Surroundings
+from tidings.providers.simulator import simulated_outcome
 
 log = structlog.get_logger(__name__)
 
@@ -160,15 +161,19 @@ class Sender:
                 prepared.append(Prepared(None, None, None))
                 continue
             accounts = (await self._catalog.load_accounts(job.project_id)).get(delivery.channel, ())
-            account = next((a for a in accounts if a.id == job.account_id), None)
+            siblings: tuple[int, ...] = ()
+            if delivery.test or simulated_outcome(delivery.channel, delivery.address) is not None:
+                # Whatever the claim said: what is simulated never leaves the house.
+                account = next((a for a in accounts if a.test), None)
+            else:
+                account = next((a for a in accounts if a.id == job.account_id), None)
+                siblings = tuple(a.id for a in accounts if not a.test and a.weight > 0 and a.id != job.account_id)
             prepared.append(
                 Prepared(
                     delivery,
                     templates.get(delivery.template_version_id or 0),
                     account,
-                    tuple(a.id for a in accounts if not a.test and a.weight > 0 and a.id != job.account_id)
-                    if account is not None and not account.test
-                    else (),
+                    siblings,
                     types[delivery.type_version_id].category if delivery.type_version_id in types else "",
                 )
             )
@@ -181,7 +186,7 @@ class Sender:
         if ended is not None or delivery is None:
             return Outcome(self._settle(job, prepared, ended or Ended(Status.failed, Reason.expired)))
         if prepared.account is None:
-            return Outcome(self._settle(job, prepared, Ended(Status.failed, Reason.no_account)))
+            return Outcome(self._settle(job, prepared, Rejected(Reason.no_account, "it was switched off or removed")))
         try:
             message = render_message(delivery, prepared.template, job.traceparent)
         except RenderError as error:

@@ -158,16 +158,23 @@ def decide_settlement(
     def again(reason: Reason, event: EventKind | None, after: timedelta, pin: int | None, attempt: int) -> Settlement:
         evidence = _evidence(what)
         due_at = now + after
-        if delivery.expires_at is not None and due_at >= delivery.expires_at:
+        expired = delivery.expires_at is not None and due_at >= delivery.expires_at
+        over = attempt >= policy.attempts or due_at >= ids.time_of(delivery.id) + policy.give_up_after
+        if (expired or over) and reason is Reason.uncertain:  # neither expired nor failed for certain
+            return end(Status.failed, reason, EventKind.uncertain, attempted=True, evidence=evidence)
+        if expired:
             return end(Status.expired, Reason.expired, EventKind.expired, attempted=True, evidence=evidence)
-        if attempt >= policy.attempts or due_at >= ids.time_of(delivery.id) + policy.give_up_after:
-            final = Reason.uncertain if reason is Reason.uncertain else Reason.attempts_exhausted
+        if over:
+            final = Reason.attempts_exhausted
             return end(Status.failed, final, EventKind.failed, attempted=True, evidence=evidence)
         return Settlement(
             job, delivery, Status.queued, reason, event, evidence,
             attempts=attempt, account_id=account_id, retry=Retry(job, after, pin, attempt), category=category,
         )  # fmt: skip
 
+    if isinstance(what, Uncertain) and delivery.channel is Channel.in_app:
+        # Items are stored by settling: what was not settled did certainly not happen.
+        what = Deferred(Reason.provider_error, detail=what.detail)
     made = job.attempt + 1
     stay = account_id if simulated else None
     match what:
@@ -184,7 +191,8 @@ def decide_settlement(
                 provider_id=provider_id, item=None if simulated else item,
             )  # fmt: skip
         case Rejected(reason=reason):
-            if EFFECTS[reason] is Effect.failover and siblings and made < policy.attempts:
+            elsewhere = EFFECTS[reason] is Effect.failover or reason is Reason.no_account
+            if elsewhere and siblings and made < policy.attempts:
                 return again(reason, EventKind.retrying, timedelta(0), _next_account(account_id, siblings), made)
             if EFFECTS[reason] is Effect.retry:  # a definite no that time may mend
                 return again(reason, EventKind.retrying, policy.backoff(made, rng), stay, made)
@@ -332,9 +340,6 @@ class Settler:
             what: SendResult | Ended = Uncertain("the lease ran out: the worker died or lost the database")
             if delivery is not None and delivery.status is not Status.queued:
                 what = Ended(delivery.status, None)
-            elif delivery is not None and delivery.channel is Channel.in_app:
-                # Items are stored by settling: what was not settled did certainly not happen.
-                what = Deferred(Reason.provider_error, detail="the worker died before the item was stored")
             settlement = self.decide(job, delivery, what, account=account, category=category)
             if settlement.retry is not None and account is None and job.account_id is not None:
                 settlement = replace(settlement, retry=settlement.retry._replace(account_id=None))
@@ -355,9 +360,7 @@ class Settler:
         rows = await conn.fetch(SQL.lock_cancelled, [i for i, _ in places], [p for _, p in places], low, high)
         cancelled = {row["id"] for row in rows if row["cancelled"]}
         return [
-            replace(
-                s, status=Status.cancelled, reason=Reason.cancelled, event=EventKind.cancelled, retry=None, dead=False
-            )
+            _stop(s)
             if s.retry is not None and s.delivery is not None and s.delivery.notification_id in cancelled
             else s
             for s in batch
@@ -377,7 +380,12 @@ class Settler:
         proofs = [s for s in late if s.status in (Status.sent, Status.delivered)]
         allowed = [(s, at) for s, at in await self._still_allowed(conn, proofs) if at is Status.failed]
         moved = await self._update(conn, allowed, now)
-        return [s for s in proofs if s.job.id in moved]
+        lifted = [s for s in proofs if s.job.id in moved]
+        if lifted:
+            await conn.execute(
+                SQL.delete_lifted_letters, [s.job.project_id for s in lifted], [s.job.id for s in lifted]
+            )
+        return lifted
 
     async def _still_allowed(self, conn: Connection, batch: Sequence[Settlement]) -> list[tuple[Settlement, Status]]:
         if not batch:
@@ -454,6 +462,13 @@ class Settler:
         items = [(s, d, s.item) for s, d in known if s.item is not None]
         if items:
             await _insert_items(conn, items, now)
+
+
+def _stop(s: Settlement) -> Settlement:
+    """What a cancel makes of a settlement that would go on."""
+    if s.reason is Reason.uncertain:  # it may have gone out: that stays said
+        return replace(s, status=Status.failed, retry=None)
+    return replace(s, status=Status.cancelled, reason=Reason.cancelled, event=EventKind.cancelled, retry=None)
 
 
 async def _insert_items(

@@ -59,6 +59,11 @@ ORDER BY project_id, delivery_id
 ON CONFLICT (project_id, delivery_id) DO UPDATE
     SET reason = excluded.reason, attempts = excluded.attempts, at = excluded.at;
 
+-- name: delete_lifted_letters
+-- They were given up without knowing; now it is proved that they went out.
+DELETE FROM dead_letter d USING unnest($1::int[], $2::uuid[]) AS x (project_id, delivery_id)
+WHERE d.project_id = x.project_id AND d.delivery_id = x.delivery_id;
+
 -- name: raise_inbox_counters
 -- Each user's last sequence number after making room for so many new items.
 INSERT INTO inbox_counter AS c (project_id, user_id, last_seq)

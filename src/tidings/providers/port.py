@@ -33,7 +33,7 @@ class Capability(StrEnum):
 class Config(BaseModel):
     """Base of each vendor's account configuration. Fields of type `SecretStr` are stored encrypted and never shown."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 @dataclass(frozen=True)

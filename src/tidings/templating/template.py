@@ -89,9 +89,10 @@ class CompiledTemplate:
         return frozenset(self._programs)
 
     def resolve_locale(self, channel: Channel, locale: str | None) -> str:
-        """The locale in which a user with `locale` gets this: theirs if there is content in its language, else the default.
+        """The locale in which a user with `locale` gets this.
 
-        Rendering with the result gives the same as rendering with `locale`.
+        Theirs if there is content in its language (de-AT, else de), else the default. Rendering with the
+        result gives the same as rendering with `locale`.
 
         Raises:
             RenderError: there is no content for the channel.

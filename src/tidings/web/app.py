@@ -257,6 +257,9 @@ def _describe_problems(path: str, operation: dict[str, Any]) -> None:
     responses = operation["responses"]
     for error in may:
         responses[str(error.status)] = {"$ref": f"#/components/responses/{error.__name__}"}
+    for answer in responses.values():
+        if answer.get("description") == "Successful Response":  # FastAPI's words for no words
+            answer["description"] = "Done"
     operation["responses"] = dict(sorted(responses.items()))
     operation.setdefault("security", [{"key": []}])
 

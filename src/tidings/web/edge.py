@@ -8,11 +8,14 @@ its functions serve the hot routes, which do without FastAPI.
 
 from __future__ import annotations
 
+import random
 import re
 import time
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import parse_qsl, unquote_to_bytes
+from uuid import UUID
 
 import msgspec
 import structlog
@@ -20,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tidings.directory.access import Access, Caller
 from tidings.errors import FieldError, Invalid, Malformed, TooLarge, UnsupportedMediaType
+from tidings.ids import API_KEY, to_public
 from tidings.telemetry import Metrics, Trace, child_trace, new_trace, parse_traceparent
 from tidings.web.problems import to_pointer, to_problem, to_response
 
@@ -56,7 +60,7 @@ class Edge:
     It tells routes by `app.state.templates`: the path template of each endpoint.
     """
 
-    def __init__(self, app: ASGIApp, *, access: Access, metrics: Metrics, rng: Any) -> None:
+    def __init__(self, app: ASGIApp, *, access: Access, metrics: Metrics, rng: random.Random) -> None:
         self._app = app
         self._access = access
         self._metrics = metrics
@@ -127,8 +131,7 @@ def observe_request(
         route: the template (`/api/v1/users/{user_id}`), never the path: that holds ids chosen by others.
     """
     method = method if method in _METHODS else "other"
-    metrics.http_requests.labels(method, route, status).inc()
-    metrics.http_seconds.labels(method, route).observe(seconds)
+    metrics.observe_http(method, route, status, seconds)
     # Probes and scrapes come every few seconds and say nothing as long as they succeed.
     write = _log.debug if route in _PROBES and status < 400 else _log.info
     write(
@@ -138,9 +141,14 @@ def observe_request(
         status=status,
         ms=round(seconds * 1000, 2),
         project=caller.project_key if caller else None,
-        key=str(caller.key_id) if caller else None,
+        key=_to_key_id(caller.key_id) if caller else None,
         trace=trace.trace_id,
     )
+
+
+@lru_cache(maxsize=1024)
+def _to_key_id(key_id: UUID) -> str:
+    return to_public(API_KEY, key_id)
 
 
 def read_headers(scope: Scope) -> Mapping[bytes, bytes]:
@@ -263,7 +271,9 @@ def _decode_path(scope: Scope) -> str:
     """
     raw: bytes | None = scope.get("raw_path")
     path: str = scope["path"]
-    if raw is None or b"%" not in raw:
+    if raw is None:  # the server decoded it and kept nothing: a `%` that is left is one
+        return path.replace("%", "%25")
+    if b"%" not in raw:
         return path
     parts = _KEPT.split(raw)
     decoded = b"".join(part if index % 2 else unquote_to_bytes(part) for index, part in enumerate(parts))

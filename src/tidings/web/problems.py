@@ -44,7 +44,7 @@ _AWAY: Final = (
     asyncpg.LockNotAvailableError,
     asyncpg.QueryCanceledError,
     asyncpg.IdleInTransactionSessionTimeoutError,
-    asyncpg.InterfaceError,
+    asyncpg.InterfaceError,  # the connection is closed; but see _is_away
     ConnectionError,
     TimeoutError,
 )
@@ -56,7 +56,7 @@ def to_problem(error: BaseException) -> Problem:
         return error
     if isinstance(error, HTTPException):
         return _from_framework(error)
-    if isinstance(error, _AWAY):
+    if _is_away(error):
         reference = _reference()
         _log.warning("http.unavailable", reference=reference, error=type(error).__name__, exc_info=error)
         if isinstance(error, errors.CommitUnknown):
@@ -67,6 +67,11 @@ def to_problem(error: BaseException) -> Problem:
     reference = _reference()
     _log.error("http.failed", reference=reference, error=type(error).__name__, exc_info=error)
     return errors.Internal(f"{errors.Internal.default_message()} (reference {reference})")
+
+
+def _is_away(error: BaseException) -> bool:
+    # asyncpg calls it an interface error, too, when an argument does not fit its column: that is a mistake of ours.
+    return isinstance(error, _AWAY) and not isinstance(error, asyncpg.DataError | ValueError)
 
 
 def to_response(problem: Problem) -> tuple[int, list[tuple[bytes, bytes]], bytes]:

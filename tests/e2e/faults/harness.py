@@ -29,7 +29,7 @@ from tidings.directory.projects import create_project
 from tidings.directory.templates import create_template_version, publish_template, put_template
 from tidings.directory.types import Definition, put_type
 from tidings.directory.users import put_user
-from tidings.model.words import Scope
+from tidings.model.words import Channel, Scope
 
 SECRET_KEY = base64.b64encode(bytes(range(32))).decode()
 WEBHOOK_SECRET = "whsec_" + base64.b64encode(b"the receiver knows this too, and nobody else").decode()
@@ -171,6 +171,11 @@ async def open_system(dsn: str, folder: Path, **settings: str) -> AsyncIterator[
     system = System(dsn, folder, settings)
     try:
         yield system
+    except BaseException:
+        for process in system.processes:
+            print(f"--- {process.name} {process.pid}, exit status {process.status}")
+            print("\n".join(json.dumps(line) for line in process.lines[-40:]))
+        raise
     finally:
         for process in system.processes:
             await process.kill()
@@ -233,9 +238,9 @@ async def make_project(
         await publish_template(conn, actor, "note", version.version)
         await put_type(conn, actor, "note", Definition(category="news", template="note", guarantee=guarantee))
         for i in range(users):
-            addresses = {"email": [f"u{i}@example.com"]}
+            addresses = {Channel.email: [f"u{i}@example.com"]}
             if webhook_port is not None:
-                addresses["webhook"] = [f"http://127.0.0.1:{webhook_port}/u{i}"]
+                addresses[Channel.webhook] = [f"http://127.0.0.1:{webhook_port}/u{i}"]
             await put_user(conn, actor, f"u{i}", addresses=addresses)
         return Project(project.id, key, token)
 

@@ -1,0 +1,76 @@
+"""`tidings bench [NAME…]`, `python -m bench [NAME…]`: runs the measurements on one stage and reports them.
+
+A whole run writes bench/results; a run of some names, or a quick one, only prints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import uvloop
+from rich.console import Console
+
+from bench import report
+from bench.rows import QUICK, ROWS, Scale
+from bench.stage import admin, open_stage
+
+RESULTS: Final = Path(__file__).resolve().parent / "results"
+BOUND: Final = 300.0
+"""Seconds that one measurement may take."""
+
+
+async def measure(names: list[str], scale: Scale, console: Console) -> dict[str, Any]:
+    """Run the named measurements; one that breaks is reported under `failed` and takes no other down."""
+    rows: list[dict[str, Any]] = []
+    failed: dict[str, str] = {}
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    async with open_stage() as stage:
+        async with admin(stage.server.dsn) as conn:
+            machine = report.load_machine(await conn.fetchval("SHOW server_version"))
+        for name in names:
+            began = time.monotonic()
+            try:
+                async with asyncio.timeout(BOUND):
+                    made = [row.to_dict() for row in await ROWS[name](stage, scale)]
+            except Exception as error:
+                failed[name] = f"{type(error).__name__}: {error}"
+                console.print(f"{name}: [red]failed[/]: {failed[name]}", highlight=False)
+                await stage.discard_backlog()
+                continue
+            rows += made
+            told = ", ".join(f"{report.to_number(row['value'])} {row['unit']}" for row in made)
+            console.print(f"{name}: {told}  [dim]({time.monotonic() - began:.0f} s)[/]", highlight=False)
+    return {"machine": machine, "at": at, "rows": rows, "failed": failed}
+
+
+def main(names: list[str] | None = None, *, quick: bool = False, as_json: bool = False) -> int:
+    """Measure, print, and (a whole run) write; 1 if a measurement failed, 2 if there is none of a name."""
+    console = Console(stderr=True)
+    if unknown := [name for name in names or () if name not in ROWS]:
+        console.print(f"There is no benchmark {', '.join(unknown)}; there are {', '.join(ROWS)}.")
+        return 2
+    chosen = [name for name in ROWS if not names or name in names]
+    run = uvloop.run(measure(chosen, QUICK if quick else Scale(), console))
+    if as_json:
+        print(json.dumps(run, ensure_ascii=False))
+    else:
+        Console().print(report.render_table(run["rows"]))
+    if not names and not quick and not run["failed"]:
+        report.write(run, RESULTS)
+        console.print(f"Written to {RESULTS}")
+    return 1 if run["failed"] else 0
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line of `python -m bench`."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure this checkout's speed.")
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(ROWS)}; without: all")
+    parser.add_argument("--quick", action="store_true", help="a short run that only shows that everything works")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser.parse_args()
