@@ -1,4 +1,4 @@
-"""The load generator: one process that speaks HTTP/1.1 (or SMTP) straight on asyncio's protocols, so that it costs little.
+"""The load generator: one process that speaks HTTP/1.1 (or SMTP) straight on asyncio's protocols, to cost little.
 
     echo '{"kind": "closed", …}' | python -m bench.load
 

@@ -39,8 +39,8 @@ async def measure(names: list[str], scale: Scale, console: Console) -> dict[str,
                 async with asyncio.timeout(BOUND):
                     made = [row.to_dict() for row in await ROWS[name](stage, scale)]
             except Exception as error:
-                failed[name] = f"{type(error).__name__}: {error}"
-                console.print(f"{name}: [red]failed[/]: {failed[name]}", highlight=False)
+                failed[name] = "\n".join([f"{type(error).__name__}: {error}", *stage.last_complaints()])
+                console.print(f"{name}: failed: {failed[name]}", highlight=False, markup=False)
                 await stage.discard_backlog()
                 continue
             rows += made

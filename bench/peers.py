@@ -61,7 +61,7 @@ def celery_version() -> str:
 
 
 async def run_celery(folder: Path, count: int) -> tuple[float, float] | None:
-    """Tasks per second published by one process and consumed by a worker with a process per core; None without Redis."""
+    """Tasks a second that one process publishes, and that a worker with a process a core takes; None without Redis."""
     server = _find_redis()
     if server is None:
         return None
@@ -136,7 +136,7 @@ async def _run(*arguments: str, env: dict[str, str] | None = None) -> str:
 
 
 def _make_celery() -> Any:
-    from celery import Celery
+    from celery import Celery  # type: ignore[import-untyped]  # it has no types
 
     app = Celery("bench.peers", broker=f"redis://127.0.0.1:{os.environ[REDIS_PORT]}/0")
     app.conf.update(task_ignore_result=True, worker_hijack_root_logger=False)
@@ -173,7 +173,7 @@ def _watch_consuming(count: int) -> float:
     first: tuple[float, int] | None = None
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        left = int(redis.llen("celery"))  # type: ignore[arg-type]  # typed for its async twin as well
+        left = int(redis.llen("celery"))
         if first is None and left < full * 0.9:
             first = time.perf_counter(), left
         if left == 0 and first is not None:

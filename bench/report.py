@@ -1,7 +1,7 @@
 """What a run leaves behind: JSON, a table for the terminal, the same as Markdown, and a picture.
 
-The picture is drawn by hand as SVG, since it has to be read in a README in light and in dark: it brings its own colours for
-both, and no font.
+The picture is drawn by hand as SVG, since it has to be read in a README in light and in dark: it brings its own colours
+for both, and no font.
 """
 
 from __future__ import annotations
@@ -92,9 +92,9 @@ def render_table(rows: Sequence[Result]) -> Table:
 def render_markdown(run: dict[str, Any]) -> str:
     """The table for people who read it elsewhere."""
     lines = [
-        f"Measured on {to_sentence(run['machine'], run['at'])}; everything on this one machine. CPU and statements are per",
-        "notification: processor time of the API and the worker (Python), and of all PostgreSQL processes; statements include",
-        "BEGIN and COMMIT.",
+        f"Measured on {to_sentence(run['machine'], run['at'])}; everything on this one machine.",
+        "CPU and statements are per notification: processor time of the API and the worker (Python), and of all",
+        "PostgreSQL processes; statements include BEGIN and COMMIT.",
         "",
         "| " + " | ".join(_HEAD) + " |",
         "|---|" + "---:|" * (len(_HEAD) - 1),

@@ -337,8 +337,8 @@ INSERT INTO job (id, project_id, kind, lane, priority, due_at)
 SELECT m.id, v.project_id, $3, $4, $2, now() - interval '1 hour' + m.n * interval '1 millisecond'
 FROM made m, type_version v WHERE v.type_key = 'shipped_webhook'
 """
-"""Low-priority notifications as the API would have stored them, each with its plan job; by SQL, because a million of them
-over the API would only make the set-up longer."""
+"""Low-priority notifications as the API would have stored them, each with its plan job; by SQL, because a million of
+them over the API would only make the set-up longer."""
 
 
 async def _fill_backlog(stage: Stage, n: int) -> None:
@@ -374,7 +374,7 @@ class Sampler:
 
 
 async def large_backlog(stage: Stage, scale: Scale) -> list[Row]:
-    """Critical messages among low ones that are due and go to a slow provider; the worker's memory with few and many."""
+    """Critical messages among due low ones that go to a slow provider; the worker's memory with few and many due."""
 
     async def rss() -> float:
         return stage.worker.rss() / 1e6
@@ -514,7 +514,7 @@ async def _claim_plans(database: Database) -> float:
     async def work(conn: Connection) -> None:
         nonlocal took
         began = time.perf_counter()
-        # The lanes that this one feeds count as empty: `ahead` 0 leaves them unread, so only the backlog itself is timed.
+        # `ahead` 0 leaves the lanes that this one feeds unread, so that only the backlog itself is timed.
         lanes = (FEEDER, LAST_FEEDER)
         await queue.load_waiting(conn, lanes, count=400, projects=64, after_project=0, ahead=0, now=None)
         shares = [Share(WEBHOOK_FEEDER, int(Priority.low), 1, None, CLAIM)]

@@ -311,6 +311,14 @@ class Stage:
         if restart:
             await self.start_worker()
 
+    def last_complaints(self) -> list[str]:
+        """The newest warnings and errors of API and worker, to explain a measurement that broke."""
+        lines = []
+        for process in (self.api, self.worker):
+            said = process.log.read_text(errors="replace").splitlines()
+            lines += [f"{process.name}: {line}" for line in said if '"level":"info"' not in line][-3:]
+        return lines
+
     async def settle_down(self) -> None:
         """Let PostgreSQL write out what the last measurement left, so that it does not charge the next one for it."""
         async with admin(self.server.dsn) as conn:

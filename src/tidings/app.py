@@ -48,7 +48,7 @@ from tidings.flow.intervene import Intervener
 from tidings.flow.measure import Meter, fold
 from tidings.flow.plan import Planner
 from tidings.flow.send import Sender
-from tidings.flow.settle import Settlement, Settler
+from tidings.flow.settle import POLICIES, Policy, Settlement, Settler
 from tidings.model.messages import SendResult
 from tidings.model.words import CHANNELS_OF_THIS_VERSION, Channel, Status
 from tidings.providers.guard import Guard
@@ -175,9 +175,14 @@ async def open_api(core: Core) -> AsyncIterator[ASGIApp]:
 
 @contextlib.asynccontextmanager
 async def open_worker(
-    core: Core, *, channels: Collection[Channel] | None, plan: bool, guard: Guard
+    core: Core,
+    *,
+    channels: Collection[Channel] | None,
+    plan: bool,
+    guard: Guard,
+    policies: Mapping[Channel, Policy] = POLICIES,
 ) -> AsyncIterator[Worker]:
-    """A worker over a core; gives back the providers' connections on leaving."""
+    """A worker over a core, with these retry policies; gives back the providers' connections on leaving."""
     settings, metrics = core.settings, core.metrics
     observe = _flush_observer(metrics)
     settler = Settler(
@@ -185,6 +190,7 @@ async def open_worker(
         core.catalog,
         core.meter,
         core.clock,
+        policies=policies,
         observe_settled=lambda settlement: _count_settled(metrics, settlement),
         observe_attempt=lambda account, result, seconds: _count_attempt(metrics, account, result, seconds),
     )
@@ -193,7 +199,7 @@ async def open_worker(
         core.database,
         core.catalog,
         settler,
-        Surroundings(http=transport, guard=guard, clock=core.clock),
+        Surroundings(http=transport, guard=guard, clock=core.clock, timeout=settings.provider_timeout),
         core.clock,
         timeout=settings.provider_timeout,
     )
@@ -290,7 +296,8 @@ class _Server(uvicorn.Server):
 async def _serve(app: ASGIApp, host: str, port: int, grace: timedelta) -> AsyncIterator[str]:
     """Serve an ASGI application; gives its URL."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family)
+    # The protocol by name: asyncio switches off Nagle only where it is said, and each answer would wait 40 ms without.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))

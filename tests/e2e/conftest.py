@@ -24,12 +24,14 @@ from tidings.directory.catalog import Catalog
 from tidings.directory.credentials import Vault
 from tidings.directory.projects import create_project
 from tidings.engine.worker import Wakes
+from tidings.flow.accept import Acceptor
 from tidings.flow.intervene import Intervener
 from tidings.flow.measure import Meter
 from tidings.model.words import Scope
 from tidings.telemetry import Metrics
 from tidings.web.app import create_web
 from tidings.web.deps import Deps
+from tidings.web.hot import Hot
 
 VAULT_KEY = base64.b64encode(bytes(range(32))).decode()
 
@@ -128,7 +130,9 @@ async def api(database: Database) -> AsyncIterator[Api]:
         ready=ready,
     )
     app = create_web(deps)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://api") as client:
+    acceptor = Acceptor(database, deps.catalog, Meter(database, clock), clock, Wakes())
+    front = Hot(app, acceptor, deps.access, deps.metrics, clock)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(front), base_url="http://api") as client:
         yield Api(app, deps, clock, client, not_ready)
 
 

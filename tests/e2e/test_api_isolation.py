@@ -23,10 +23,6 @@ async def _ids_of(owner: Any) -> dict[str, str]:
     )
     await owner.put(f"/api/v1/categories/{SECRET}", {"name": SECRET})
     await owner.put(f"/api/v1/templates/{SECRET}", {"name": SECRET})
-    await owner.post(f"/api/v1/templates/{SECRET}/versions", {"channels": {"sms": {"en": {"text": SECRET}}}})
-    await owner.put(f"/api/v1/types/{SECRET}", {})
-    await owner.put(f"/api/v1/accounts/{SECRET}", {"channel": "sms", "provider": "simulator", "enabled": False})
-    await owner.put(f"/api/v1/templates/{SECRET}", {"name": SECRET})
     content = {"channels": {"email": {"en": {"subject": SECRET, "text": SECRET}}}}
     await owner.post(f"/api/v1/templates/{SECRET}/versions", content)
     await owner.post(f"/api/v1/templates/{SECRET}/publish", {"version": 1})

@@ -67,7 +67,9 @@ class Batcher(Generic[Item, Answer]):
         self._observe = observe
         self._queue: deque[tuple[Item, asyncio.Future[Answer]]] = deque()
         self._weight = 0
-        self._timer: asyncio.TimerHandle | None = None
+        self._start_handle: asyncio.Handle | None = None
+        self._leaving = False
+        """The next turn of the event loop starts the batch; a window is waited for no longer."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -93,19 +95,22 @@ class Batcher(Generic[Item, Answer]):
     def _consider(self) -> None:
         if not self._idle_flushers or not self._queue:
             return
+        loop = asyncio.get_running_loop()
         if self._window and self._weight < self._limit:
-            if self._timer is None:
-                self._timer = asyncio.get_running_loop().call_later(self._window, self._start)
-        elif self._timer is None or self._timer.when() > asyncio.get_running_loop().time():
+            if self._start_handle is None:
+                self._start_handle = loop.call_later(self._window, self._start)
+        elif not self._leaving:
             # After the callers that are ready now, so that they travel together.
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = asyncio.get_running_loop().call_later(0, self._start)
+            if self._start_handle is not None:
+                self._start_handle.cancel()
+            self._leaving = True
+            self._start_handle = loop.call_soon(self._start)
 
     def _start(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if self._start_handle is not None:
+            self._start_handle.cancel()
+            self._start_handle = None
+        self._leaving = False
         while self._queue and self._idle_flushers:
             batch: list[tuple[Item, asyncio.Future[Answer]]] = []
             weight = 0

@@ -36,6 +36,9 @@ log = structlog.get_logger(__name__)
 MARGIN: Final = 2.0
 """Seconds of lease that must remain beyond the time-out of a send, for settling it."""
 
+GRACE: Final = 0.5
+"""Seconds beyond its time-out after which a provider that does not end by itself is broken off; less than MARGIN."""
+
 ACCOUNT_REASONS: Final = frozenset(
     {Reason.connect_failed, Reason.provider_error, Reason.bad_answer, Reason.unauthorized, Reason.blocked}
 )
@@ -201,7 +204,8 @@ class Sender:
         result: SendResult
         began = self._clock.monotonic()
         try:
-            async with asyncio.timeout(timeout):
+            # The provider keeps the time itself, since it knows whether the bytes had left; this is for one that does not.
+            async with asyncio.timeout(timeout + GRACE):
                 result = await provider.send(message, ids.to_public(ids.DELIVERY, delivery.id))
         except TimeoutError:
             result = Uncertain(f"no answer within {timeout:g} s")

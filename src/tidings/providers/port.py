@@ -67,6 +67,12 @@ class Surroundings:
     guard: Guard
     """For protocols that open their own sockets."""
     clock: Clock
+    timeout: timedelta | None = None
+    """The longest that the operator lets one send take; None leaves it to the provider."""
+
+    def time_for(self, spec: ProviderSpec) -> float:
+        """Seconds that one send of this provider may take here."""
+        return min(spec.timeout, self.timeout or spec.timeout).total_seconds()
 
 
 @runtime_checkable

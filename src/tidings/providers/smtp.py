@@ -457,7 +457,7 @@ class SmtpProvider:
         self._config = config
         self._guard = surroundings.guard
         self._clock = surroundings.clock
-        self._timeout = self.spec.timeout.total_seconds()
+        self._timeout = surroundings.time_for(self.spec)
         self._slots = asyncio.Semaphore(config.max_connections)
         self._idle: list[_Connection] = []
         """The one that was used last is taken first, so that those not needed become idle and are closed."""

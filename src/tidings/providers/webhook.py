@@ -83,7 +83,7 @@ class WebhookProvider:
         self._http = surroundings.http
         self._guard = surroundings.guard
         self._clock = surroundings.clock
-        self._timeout = self.spec.timeout.total_seconds()
+        self._timeout = surroundings.time_for(self.spec)
 
     async def send(self, message: Message, key: str) -> SendResult:
         if (refused := find_unsupported(self.spec, message)) is not None:

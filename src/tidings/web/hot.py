@@ -12,7 +12,7 @@ from __future__ import annotations
 import difflib
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -175,7 +175,7 @@ def parse_batch(body: bytes) -> list[Request | Problem]:
         try:
             raws = _decode_raw_batch(body).notifications
         except msgspec.ValidationError as error:
-            raise _explain(error) from None
+            raise _explain(error, {"": {"notifications"}}) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise _malformed(error) from None
         requests = [_parse_item(bytes(raw)) for raw in raws[: BATCH_LIMIT + 1]]
@@ -207,14 +207,14 @@ def _malformed(error: Exception) -> Malformed:
     return Malformed(f"The request body is not valid JSON: {error}.")
 
 
-def _explain(error: msgspec.ValidationError) -> Invalid:
+def _explain(error: msgspec.ValidationError, fields: Mapping[str, Collection[str]] = _FIELDS) -> Invalid:
     """msgspec's message (`… - at `$.to.email``) as a problem with a pointer."""
     said, _, path = str(error).partition(" - at `")
     pointer = path.rstrip("`").removeprefix("$").replace(".", "/").replace("[", "/").replace("]", "")
     pointer = pointer.replace("/.../", "/")
     if unknown := _UNKNOWN.search(said):
         name = unknown[1]
-        near = difflib.get_close_matches(name, _FIELDS.get(pointer, _FIELDS[""]), n=1)
+        near = difflib.get_close_matches(name, fields.get(pointer, ()), n=1)
         said = f"unknown field `{name[:80]}`" + (f"; did you mean `{near[0]}`?" if near else "")
         pointer = f"{pointer}/{name[:80].replace('~', '~0').replace('/', '~1')}"
     elif missing := _MISSING.search(said):

@@ -48,6 +48,7 @@ class Ask:
     n: int
     body: dict[str, Any]
     key: str | None
+    batched: bool = False
     ids: list[str] = field(default_factory=list)
     """What each 202 said."""
     unanswered: int = 0
@@ -108,6 +109,8 @@ class Load:
         return True
 
     async def batch(self, session: aiohttp.ClientSession, asks: list[Ask]) -> None:
+        for ask in asks:
+            ask.batched = True
         items = [{**ask.body, "idempotency_key": ask.key} for ask in asks]
         told = await self.post(session, "/notifications/batch", {"notifications": items}, None)
         if told is None:
@@ -115,6 +118,10 @@ class Load:
                 ask.unanswered += 1
             return
         for ask, result in zip(asks, told["results"], strict=True):
+            if "id" not in result:  # a problem that is not about the request, such as a lost connection
+                assert result["problem"]["status"] in (409, 500, 503), result
+                ask.unanswered += 1
+                continue
             ask.ids.append(result["id"])
         await self.tell(len(asks))
 
@@ -137,7 +144,8 @@ class Load:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session:
             for ask in self.asks:
                 if ask.key is not None and not ask.ids:
-                    assert await self.one(session, ask), f"no answer for {ask}"
+                    await (self.batch(session, [ask]) if ask.batched else self.one(session, ask))
+                    assert ask.ids, f"no answer to {ask}"
 
 
 class Round:
