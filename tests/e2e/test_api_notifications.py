@@ -107,10 +107,10 @@ async def test_bodies_that_are_no_json(shop: Any) -> None:
     headers = {"content-type": "application/json"}
     for content, status in (
         (b"{", 400),
-        (b"[" * 100_000, 400),
+        (b'{"notifications": [' + b'{"data": ' * 100_000, 400),
         (b'{"data": "' + b"x" * 10_000_000 + b'"}', 413),
     ):
-        for path in (ONE, BATCH) if status != 413 else (ONE,):
+        for path in (ONE, BATCH) if content == b"{" else (BATCH,) if status == 400 else (ONE,):
             answer = await shop.request("POST", path, content=content, headers=headers)
             assert answer.status_code == status, answer.text
     for path, content in ((ONE, b'{"type": "\xff"}'), (BATCH, b'{"notifications": [{"type": "\xff"}]}')):

@@ -123,25 +123,26 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 class TurnConnection(asyncpg.Connection):
     """A connection whose statements wait for their turn, and may be lost on the way."""
 
-    host: Any = None
-    """The process it belongs to: `may_go(connection)` and `lose(query)`."""
-
     __slots__ = ("host",)
+
+    host: Any
+    """The process it belongs to: `may_go(connection)` and `lose(query)`. Without one it takes no turns."""
 
     async def _turn(self, query: str, send: Callable[[], Awaitable[Result]]) -> Result:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, VirtualLoop)
-        if self.host is None:
+        host = getattr(self, "host", None)
+        if host is None:
             return await send()
         future: asyncio.Future[None] = loop.create_future()
-        place = (future, lambda: self.host.may_go(self))
+        place = (future, lambda: host.may_go(self))
         loop.waiting.append(place)
         try:
             await future
         finally:
             if place in loop.waiting:
                 loop.waiting.remove(place)
-        lost = self.host.lose(query)
+        lost = host.lose(query)
         if lost == "before":
             await self._lose(loop)
         loop.running.add(self)
