@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 UV_VERSION := 0.13.9
-ZENSICAL_VERSION := 0.1.1
+ZENSICAL_VERSION := 0.0.73
 UV := .tools/bin/uv
 PY := .venv/bin/python
 ENVIRONMENT := .venv/.filled
@@ -38,13 +38,15 @@ fix: $(ENVIRONMENT) ## format, and mend what the linter can mend
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-bench: $(ENVIRONMENT) ## measure speed; writes bench/results
-	@exec $(PY) -m tidings bench
+bench: $(ENVIRONMENT) ## measure speed; writes bench/results and the README's table
+	@$(PY) -m tidings bench
+	@$(PY) docs/generate.py
 
 sim: $(ENVIRONMENT) ## simulation with faults: SEEDS=500 for many, SEED=17 for one again
 	$(if $(SEEDS),TIDINGS_SIM_SEEDS=$(SEEDS)) $(if $(SEED),TIDINGS_SIM_SEED=$(SEED)) $(PY) -m pytest -q -n 2 tests/sim
 
-docs: $(UV) ## build the documentation into site/
+docs: $(ENVIRONMENT) ## write the generated parts of the documentation anew, build all of it into site/
+	$(PY) docs/generate.py
 	$(UV) tool run --from zensical==$(ZENSICAL_VERSION) zensical build
 
 lock: $(UV) ## choose versions anew within pyproject.toml's bounds, for every platform, with hashes

@@ -23,6 +23,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from tidings import errors
+from tidings.cli import Exit, app
 from tidings.model.words import EFFECTS, Effect, Scope
 from tidings.providers.registry import PROVIDERS
 from tidings.settings import PREFIX, Settings
@@ -123,6 +124,32 @@ def render_settings() -> str:
     return "\n\n".join(parts)
 
 
+# ---------------------------------------------------------------- commands
+
+_EXITS: Final = {
+    Exit.ok: "done",
+    Exit.failed: "something went wrong on the way, or a check of `doctor` failed",
+    Exit.usage: "the command line is wrong",
+    Exit.configuration: "a setting is wrong or missing",
+    Exit.unreachable: "the server or the database cannot be reached; trying again later may help",
+    Exit.refused: "the API said no; the message says what to mend",
+    Exit.interrupted: "interrupted by Ctrl-C",
+}
+
+
+def render_commands() -> str:
+    """Every command with its options, as `--help` has them."""
+    text: str = app.generate_docs()
+    # The library names the program after what is running; a test runner started with `python -m` leaks into the usage.
+    text = re.sub(r"^(tidings [a-z]+) -m \S+", r"\1", text, flags=re.MULTILINE)
+    return text[text.index("## tidings ") :].rstrip()
+
+
+def render_exits() -> str:
+    """What the exit codes mean."""
+    return _table(["code", "meaning"], [[str(int(code)), _EXITS[code]] for code in Exit])
+
+
 # ---------------------------------------------------------------- providers
 
 
@@ -211,11 +238,11 @@ class _Nothing:
 
 def render_api() -> str:
     """Every operation by noun, then every body and answer."""
-    app = create_web(cast(Deps, _Nothing()))
-    document = to_openapi(app, hot.to_openapi())
+    web = create_web(cast(Deps, _Nothing()))
+    document = to_openapi(web, hot.to_openapi())
     # The acceptor asks for the scope of the hot routes itself.
     needs = {(path, "post"): Scope.send for path in (hot.ONE, hot.ALIAS, hot.BATCH)}
-    for context in iter_route_contexts(app.routes):
+    for context in iter_route_contexts(web.routes):
         for method in context.methods or ():
             if (scope := _scope_of(context.dependant)) is not None:
                 needs[context.path or "", method.lower()] = scope
@@ -310,40 +337,23 @@ def _shape(schema: Mapping[str, Any]) -> str:
 # ---------------------------------------------------------------- speed
 
 
-def render_speed(prefix: str = "") -> str:
-    """The newest benchmark results of this checkout, or how to get some."""
+def render_speed() -> str:
+    """The newest benchmark results of this checkout, or how to get some; for the README, which stands at the top."""
     results = ROOT / "bench" / "results"
-    try:
-        latest = json.loads((results / "latest.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return "Run `make bench`: it writes the table and the picture that belong here."
-    machine = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in latest["machine"].items())
-    lines = [f"Measured {str(latest.get('at', ''))[:10]} on one machine: {machine}.", ""]
-    if (results / "latest.svg").is_file():
-        lines += [f"![Measured speed against the bars]({prefix}bench/results/latest.svg)", ""]
-    rows = []
-    for row in latest["rows"]:
-        spread = row.get("spread")
-        between = f"{_figure(spread[0])} – {_figure(spread[1])}" if spread else ""
-        holds = {True: "yes", False: "**no**"}.get(row.get("holds"), "")
-        bar = row.get("bar")
-        rows.append(
-            [_code(row["name"]), f"{_figure(row['value'])} {row.get('unit', '')}", between, _figure(bar), holds]
-        )
-    return "\n".join([*lines, _table(["what", "median", "spread", "bar", "holds"], rows)])
-
-
-def _figure(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return "" if value is None else str(value)
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    table, picture = results / "latest.md", results / "latest.svg"
+    if not table.is_file():
+        return "`make bench` writes the table and the picture that belong here."
+    shown = "![Measured speed against the bars](bench/results/latest.svg)\n\n" if picture.is_file() else ""
+    return shown + table.read_text(encoding="utf-8").strip()
 
 
 # ---------------------------------------------------------------- blocks and pages
 
 BLOCKS: Final[Mapping[str, Callable[[], str]]] = {
     "api": render_api,
+    "commands": render_commands,
     "errors": render_errors,
+    "exits": render_exits,
     "metrics": render_metrics,
     "providers": render_providers,
     "provider-configs": render_provider_configs,

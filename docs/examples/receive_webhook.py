@@ -1,5 +1,4 @@
 """Receives webhooks on port 9000 and believes only those that carry our signature. Needs WEBHOOK_SECRET (whsec_…)."""
-# ruff: noqa: T201 - an example shows what it does
 
 import base64
 import hmac

@@ -1,5 +1,4 @@
 """Sends an e-mail and waits until it is out. Needs TIDINGS_API_KEY."""
-# ruff: noqa: T201 - an example shows what it does
 
 import time
 

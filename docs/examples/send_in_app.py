@@ -1,5 +1,4 @@
 """Puts an item into a user's inbox and reads it there. Needs TIDINGS_API_KEY."""
-# ruff: noqa: T201 - an example shows what it does
 
 import time
 

@@ -1,5 +1,4 @@
 """Sends a signed webhook to receive_webhook.py. Needs TIDINGS_API_KEY."""
-# ruff: noqa: T201 - an example shows what it does
 
 from tidings.client import Client
 

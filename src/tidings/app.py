@@ -29,6 +29,8 @@ from typing import Any, Final
 import structlog
 import uvicorn
 from pydantic import SecretStr
+from starlette.applications import Starlette
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tidings.clock import SystemClock
@@ -59,6 +61,7 @@ from tidings.telemetry import Metrics
 from tidings.web import hot
 from tidings.web.app import create_web
 from tidings.web.deps import Deps
+from tidings.web.health import health_endpoints
 
 log = structlog.get_logger(__name__)
 
@@ -101,11 +104,16 @@ async def open_core(settings: Settings, dsn: str, *, name: str, pool: int) -> As
         database = await stack.enter_async_context(
             await Database.connect(dsn, min_size=2, max_size=pool, application_name=f"tidings-{name}")
         )
+        # What planning and sweeping look up while they hold locks comes over connections of its own: those of the pool
+        # may all be waiting for these locks.
+        side = await stack.enter_async_context(
+            await Database.connect(dsn, min_size=1, max_size=2, application_name=f"tidings-{name}-catalog")
+        )
         async with database.acquire() as conn:
             await ensure_partitions(conn, clock.now())
         notifier = await stack.enter_async_context(Notifier(dsn))
         wakes = Wakes(notifier.notify, token)
-        catalog = Catalog(database, clock, vault=vault)
+        catalog = Catalog(side, clock, vault=vault)
 
         def hear(channel: str, payload: str) -> None:
             if channel == WAKE_CHANNEL:
@@ -114,7 +122,7 @@ async def open_core(settings: Settings, dsn: str, *, name: str, pool: int) -> As
                 catalog.on_hint(channel, payload)
 
         await stack.enter_async_context(Listener(dsn, [WAKE_CHANNEL, CONFIG_CHANNEL], hear))
-        yield Core(settings, database, clock, vault, catalog, Meter(database, clock), Metrics(), wakes)
+        yield Core(settings, database, clock, vault, catalog, Meter(side, clock), Metrics(), wakes)
 
 
 async def _readiness(core: Core) -> Mapping[str, str | None]:
@@ -461,21 +469,5 @@ async def _finish(working: asyncio.Task[None], stop: asyncio.Event) -> None:
 
 
 def _health_only(core: Core) -> ASGIApp:
-    from starlette.applications import Starlette
-    from starlette.requests import Request
-    from starlette.responses import JSONResponse, PlainTextResponse, Response
-    from starlette.routing import Route
-
-    from tidings.telemetry import METRICS_CONTENT_TYPE
-
-    async def healthz(_: Request) -> Response:
-        return PlainTextResponse("ok")
-
-    async def readyz(_: Request) -> Response:
-        checks = await _readiness(core)
-        return JSONResponse({"checks": checks}, status_code=503 if any(checks.values()) else 200)
-
-    async def metrics(_: Request) -> Response:
-        return Response(core.metrics.render(), headers={"content-type": METRICS_CONTENT_TYPE})
-
-    return Starlette(routes=[Route("/healthz", healthz), Route("/readyz", readyz), Route("/metrics", metrics)])
+    endpoints = health_endpoints(lambda: _readiness(core), core.metrics)
+    return Starlette(routes=[Route(path, endpoint) for path, endpoint in endpoints.items()])

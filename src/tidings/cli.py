@@ -115,6 +115,8 @@ def _explain(error: Exception) -> CliError | None:
             return CliError(Exit.configuration, str(error))
         if isinstance(error, errors.DatabaseError):
             return CliError(Exit.unreachable, str(error))
+        if isinstance(error, errors.Problem):
+            return CliError(Exit.failed, " ".join([error.detail, *(f"{e.pointer}: {e.detail}" for e in error.errors)]))
         if isinstance(error, errors.TidingsError):
             return CliError(Exit.failed, str(error))
     if (client := sys.modules.get("tidings.client")) is not None:

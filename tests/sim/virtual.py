@@ -22,6 +22,7 @@ import asyncpg
 
 Result = TypeVar("Result")
 
+TR=[]
 STATEMENT_TAKES = 0.0005
 """Virtual seconds, so that no two statements happen at the same time."""
 LOOK_AFTER = 0.03
@@ -47,7 +48,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._virtual = 0.0
         self._real = 0
         self._rng = rng
-        self.waiting: list[tuple[asyncio.Future[None], Callable[[], bool]]] = []
+        self.waiting: list[tuple[tuple[str, int], asyncio.Future[None], Callable[[], bool]]] = []
+        self.done: list[tuple[tuple[str, int], asyncio.Future[None]]] = []
         self.running: set[TurnConnection] = set()
         self.blocked: set[TurnConnection] = set()
         self.admin: Any = None
@@ -78,13 +80,18 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             if not events:
                 self.create_task(self._look())
             return events
-        may = [i for i, (_, allowed) in enumerate(self.waiting) if allowed()]
+        if self.done:  # in a fixed order, whichever answer was the first in real time
+            place = min(self.done, key=lambda place: place[0])
+            self.done.remove(place)
+            _resolve(place[1])
+            return []
+        may = sorted((place for place in self.waiting if place[2]()), key=lambda place: place[0])
         if may:
-            future, _ = self.waiting.pop(self._rng.choice(may))
+            place = self._rng.choice(may)
+            self.waiting.remove(place)
             self._virtual += STATEMENT_TAKES
             self.statements += 1
-            if not future.done():
-                future.set_result(None)
+            _resolve(place[1])
             return []
         if self.blocked:  # by somebody who sleeps, or by each other: then the server breaks the tie
             events = wait(LOOK_AFTER)
@@ -120,28 +127,37 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self.freed()
 
 
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
 class TurnConnection(asyncpg.Connection):
     """A connection whose statements wait for their turn, and may be lost on the way."""
 
-    __slots__ = ("host",)
+    __slots__ = ("host", "number")
 
     host: Any
-    """The process it belongs to: `may_go(connection)` and `lose(query)`. Without one it takes no turns."""
+    """The process it belongs to: `name`, `may_go(connection)` and `lose(query)`. Without one it takes no turns."""
+    number: int
+    """Among the connections of the process."""
 
-    async def _turn(self, query: str, send: Callable[[], Awaitable[Result]]) -> Result:
+    async def _turn(self, query: str, send: Callable[[], Awaitable[Result]], args0: Any = ()) -> Result:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, VirtualLoop)
         host = getattr(self, "host", None)
         if host is None:
             return await send()
         future: asyncio.Future[None] = loop.create_future()
-        place = (future, lambda: host.may_go(self))
+        name = (host.name, self.number)
+        place = (name, future, lambda: host.may_go(self))
         loop.waiting.append(place)
         try:
             await future
         finally:
             if place in loop.waiting:
                 loop.waiting.remove(place)
+        import os; os.environ.get("SIMTRACE") and TR.append(f"{loop.time():.4f} {host.name} {query[:30]!r} {str(args0)[:600]}\n")
         lost = host.lose(query)
         if lost == "before":
             await self._lose(loop)
@@ -153,6 +169,9 @@ class TurnConnection(asyncpg.Connection):
             loop.blocked.discard(self)
             if loop.blocked and (self.is_closed() or not self.is_in_transaction()):
                 loop.freed()
+            heard: asyncio.Future[None] = loop.create_future()
+            loop.done.append((name, heard))
+            await heard
         if lost == "after":
             await self._lose(loop)
         return result
@@ -164,16 +183,16 @@ class TurnConnection(asyncpg.Connection):
         raise asyncpg.ConnectionDoesNotExistError("injected: the connection is lost")
 
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
-        return await self._turn(query, lambda: super(TurnConnection, self).execute(query, *args, timeout=timeout))
+        return await self._turn(query, lambda: super(TurnConnection, self).execute(query, *args, timeout=timeout), args)
 
     async def fetch(self, query: str, *args: Any, **more: Any) -> Any:
-        return await self._turn(query, lambda: super(TurnConnection, self).fetch(query, *args, **more))
+        return await self._turn(query, lambda: super(TurnConnection, self).fetch(query, *args, **more), args)
 
     async def fetchrow(self, query: str, *args: Any, **more: Any) -> Any:
-        return await self._turn(query, lambda: super(TurnConnection, self).fetchrow(query, *args, **more))
+        return await self._turn(query, lambda: super(TurnConnection, self).fetchrow(query, *args, **more), args)
 
     async def fetchval(self, query: str, *args: Any, **more: Any) -> Any:
-        return await self._turn(query, lambda: super(TurnConnection, self).fetchval(query, *args, **more))
+        return await self._turn(query, lambda: super(TurnConnection, self).fetchval(query, *args, **more), args)
 
 
 class VirtualClock:

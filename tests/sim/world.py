@@ -124,19 +124,33 @@ class Process:
         self.dead = False
         self.frozen_until = 0.0
         self._connections: list[TurnConnection] = []
+        self._pools: list[Any] = []
 
     async def start(self, pool: int = 4) -> None:
+        self.database = await self._connect(pool)
+        self.side_database = await self._connect(2)
+        token = OWNER.set(self)
+        try:
+            self.assemble()
+        finally:
+            OWNER.reset(token)
+
+    async def _connect(self, size: int) -> Database:
+        one_by_one = asyncio.Lock()  # so that they always come in the same order
+
         async def connect(*args: Any, **kwargs: Any) -> Any:
-            with self.world.loop.real():
-                connection = await asyncpg.connect(*args, **kwargs)
-            connection.host = self
-            self._connections.append(connection)
+            async with one_by_one:
+                with self.world.loop.real():
+                    connection = await asyncpg.connect(*args, **kwargs)
+                connection.host = self
+                connection.number = len(self._connections)
+                self._connections.append(connection)
             return connection
 
-        made = await asyncpg.create_pool(
+        pool = await asyncpg.create_pool(
             self.world.dsn,
-            min_size=pool,
-            max_size=pool,
+            min_size=size,
+            max_size=size,
             connect=connect,
             connection_class=TurnConnection,
             max_inactive_connection_lifetime=0,
@@ -149,13 +163,8 @@ class Process:
                 "plan_cache_mode": "force_generic_plan",
             },
         )
-        self._pool = made
-        self.database = Database(made, self.world.dsn, 18)
-        token = OWNER.set(self)
-        try:
-            self.assemble()
-        finally:
-            OWNER.reset(token)
+        self._pools.append(pool)
+        return Database(pool, self.world.dsn, 18)
 
     def assemble(self) -> None:
         """Put the product's parts together and start the drivers."""
@@ -176,7 +185,8 @@ class Process:
         self.dead = True
         self.world.faults.append(f"{self.name} died")
         pids = [c.get_server_pid() for c in self._connections if not c.is_closed()]
-        self._pool.terminate()
+        for pool in self._pools:
+            pool.terminate()
         for task in list(self.tasks):
             if task is not asyncio.current_task():
                 task.cancel()
@@ -241,8 +251,8 @@ class Api(Process):
 
     def assemble(self) -> None:
         wakes = Wakes()
-        meter = Meter(self.database, self.clock)
-        catalog = Catalog(self.database, self.clock)
+        meter = Meter(self.side_database, self.clock)
+        catalog = Catalog(self.side_database, self.clock)
         self.acceptor = Acceptor(
             self.database, catalog, meter, self.clock, wakes, window=0.002, checkpoint=self.checkpoint
         )
@@ -269,8 +279,8 @@ class WorkerProcess(Process):
 
     def assemble(self) -> None:
         wakes = Wakes()
-        meter = Meter(self.database, self.clock)
-        catalog = Catalog(self.database, self.clock, vault=Vault([VAULT_KEY]))
+        meter = Meter(self.side_database, self.clock)
+        catalog = Catalog(self.side_database, self.clock, vault=Vault([VAULT_KEY]))
         settler = Settler(
             self.database,
             catalog,
@@ -311,9 +321,9 @@ class WorkerProcess(Process):
             ahead=self.rng.choice((4, 50)),
         )
         for lane in self.lanes:
-            self.spawn(self.drive(lane.step, 0.1, 1.0))
+            self.spawn(self.drive(lane.step, 0.2, 1.5))
             self.spawn(self.drive(lane.extend, 1.0, 2.0))
-        self.spawn(self.drive(feed.step, 0.1, 1.0))
+        self.spawn(self.drive(feed.step, 0.2, 1.5))
         self.spawn(self.drive(lambda: sweep(self.database, settler, self.clock, wakes), 2.0, 4.0))
         self.spawn(self.drive(lambda: fold(self.database), 2.0, 5.0))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,11 +13,10 @@ from typing import Any
 import pytest
 from scripted_server import Server, Step
 
-from tidings.cli import Exit, app, main, print_up
+from tidings.cli import Exit, main, print_up
 from tidings.demo.keeping import DemoSecrets, save_demo_secrets
 from tidings.demo.welcome import UpInfo
 
-REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "cli.md"
 ACCEPTED = Step(202, {"id": "ntf_1", "status": "queued"})
 
 
@@ -247,30 +245,3 @@ def test_up_tells_where_to_look(capsys: pytest.CaptureFixture[str]) -> None:
     print_up(UpInfo(api_url="http://h", docs_url="http://h/docs", database="d"))
     assert "curl" not in capsys.readouterr().out
     assert "tdg_demo_x" not in repr(info)
-
-
-MEANINGS = {
-    Exit.ok: "done",
-    Exit.failed: "something went wrong on the way, or a check of `doctor` failed",
-    Exit.usage: "the command line is wrong",
-    Exit.configuration: "a setting is wrong or missing",
-    Exit.unreachable: "the server or the database cannot be reached; trying again later may help",
-    Exit.refused: "the API said no; the message says what to mend",
-    Exit.interrupted: "interrupted by Ctrl-C",
-}
-
-
-def render_reference() -> str:
-    rows = "".join(f"| {int(code)} | {MEANINGS[code]} |\n" for code in Exit)
-    return (
-        f"{app.generate_docs().rstrip()}\n\n## Exit codes\n\n| code | meaning |\n|---|---|\n{rows}\n"
-        "Results go to standard output, everything else to standard error. With `--json` both are JSON; an error is\n"
-        '`{"error": "…"}`, with `status`, `type` and `title` where the API refused.\n'
-    )
-
-
-def test_the_reference_is_in_step() -> None:
-    """Run this test with TIDINGS_TEST_WRITE=1 to write the page anew."""
-    if os.environ.get("TIDINGS_TEST_WRITE"):
-        REFERENCE.write_text(render_reference(), encoding="utf-8")
-    assert REFERENCE.read_text(encoding="utf-8") == render_reference()

@@ -573,7 +573,7 @@ def _reachable_binaries(installed: Path, user: pwd.struct_passwd) -> Path:
         for folder, _, names in os.walk(fresh):
             os.chmod(folder, 0o755)  # noqa: S103 -- program files, root's
             for name in names:
-                os.chmod(Path(folder, name), 0o755)  # noqa: S103
+                os.chmod(Path(folder, name), 0o755)  # noqa: S103 -- the same
         with contextlib.suppress(OSError):  # somebody else was first
             fresh.rename(target)
     finally:

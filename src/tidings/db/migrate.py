@@ -52,7 +52,7 @@ async def migrate(dsn: str) -> list[str]:
     try:
         # Polled, not waited for (ASYNC110 knows events of this process only): a waiting statement holds a snapshot, and
         # CREATE INDEX CONCURRENTLY in the migrating process would wait for that snapshot while we wait for its lock.
-        while not await guard.fetchval("SELECT pg_try_advisory_lock($1)", _LOCK):  # noqa: ASYNC110
+        while not await guard.fetchval("SELECT pg_try_advisory_lock($1)", _LOCK):  # noqa: ASYNC110 -- see above
             await asyncio.sleep(0.05)
         before = await _revision(guard)
         waiting = _pending(before)

@@ -207,7 +207,7 @@ class Database:
                         raise
                     _log.info("database.transaction.retried", sqlstate=error.sqlstate, attempt=attempt + 1)
             # The connection is back in the pool while we wait. Not a secret: S311 is about cryptography.
-            await asyncio.sleep(random.uniform(0, _RETRY_BASE * 2**attempt))  # noqa: S311
+            await asyncio.sleep(random.uniform(0, _RETRY_BASE * 2**attempt))  # noqa: S311 -- spreads retries, no secret
         raise AssertionError("unreachable: the last attempt returns or raises")
 
 

@@ -25,7 +25,7 @@ from babel import Locale, UnknownLocaleError
 from tidings import ids
 from tidings.channels import CHANNELS
 from tidings.clock import Clock
-from tidings.db.pool import Connection, Database
+from tidings.db.pool import Connection, Database, Record
 from tidings.db.sql import load_queries
 from tidings.directory.access import Caller
 from tidings.directory.catalog import Catalog, TemplateVersion, TypeVersion
@@ -217,25 +217,30 @@ class Acceptor:
         answers: list[Answer | None] = []
         drafts: list[Draft] = []
         places: list[int] = []
+        refused: list[tuple[int, str, bytes]] = []
         now = self._clock.now()
         whole = _fingerprint(requests) if key is not None and len(requests) != 1 else None
         for i, request in enumerate(requests):
             if isinstance(request, Problem):
                 answers.append(request)
                 continue
+            own = request.idempotency_key
+            used = fingerprint = None
+            if own is not None or key is not None:
+                used = own if own is not None else key if len(requests) == 1 else f"{key}#{i}"
+                fingerprint = whole if own is None and whole else _fingerprint(request)
             try:
                 draft = await self._draft(caller, request, users, now, traceparent)
             except Problem as problem:
                 answers.append(problem)
+                if used is not None and fingerprint is not None and _KEY.match(used):
+                    refused.append((i, used, fingerprint))
                 continue
-            own = request.idempotency_key
-            draft = draft._replace(taken_at=self._clock.monotonic())
-            if own is not None or key is not None:
-                used = own if own is not None else key if len(requests) == 1 else f"{key}#{i}"
-                draft = draft._replace(key=used, fingerprint=whole if own is None and whole else _fingerprint(request))
             answers.append(None)
-            drafts.append(draft)
+            drafts.append(draft._replace(key=used, fingerprint=fingerprint, taken_at=self._clock.monotonic()))
             places.append(i)
+        if refused:
+            await self._replay(caller.project_id, refused, answers)
         if drafts:
             try:
                 told = await self._batcher.add(drafts)
@@ -317,6 +322,26 @@ class Acceptor:
             else:
                 known.pop((project_id, name), None)
         return seen | found
+
+    async def _replay(
+        self, project_id: int, refused: Sequence[tuple[int, str, bytes]], answers: list[Answer | None]
+    ) -> None:
+        """What was accepted once stays accepted, also when a repetition would be refused: its `expires_at` has passed
+        meanwhile, its type was archived."""
+        keys = [key for _, key, _ in refused]
+        try:
+            rows = await self._database.fetch(SQL.load_keys, [project_id] * len(keys), keys, self._clock.db_now())
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            raise Unavailable(retry_after=1) from error
+        known = {row["key"]: _told(row) for row in rows}
+        for place, key, fingerprint in refused:
+            if key in known:
+                first, told = known[key]
+                answers[place] = (
+                    Accepted(told.id, told.status, idempotent_replayed=True)
+                    if first == fingerprint
+                    else IdempotencyMismatch()
+                )
 
     # ------------------------------------------------------------ storing
 
@@ -619,12 +644,11 @@ async def _claim_keys(
     lost = [place for place in places if place not in won]
     if not lost:
         return {}
-    rows = await conn.fetch(SQL.load_keys, [p for p, _ in lost], [k for _, k in lost])
-    return {
-        # A key that another kind of request used never matches a fingerprint of ours.
-        (row["project_id"], row["key"]): (
-            row["fingerprint"],
-            _decode_accepted(row["answer"]) if row["status"] == 202 else Accepted("", ""),
-        )
-        for row in rows
-    }
+    rows = await conn.fetch(SQL.load_keys, [p for p, _ in lost], [k for _, k in lost], now)
+    return {(row["project_id"], row["key"]): _told(row) for row in rows}
+
+
+def _told(row: Record) -> tuple[bytes, Accepted]:
+    """The fingerprint and the answer of the first request with a key."""
+    # A key that another kind of request used never matches a fingerprint of ours.
+    return row["fingerprint"], _decode_accepted(row["answer"]) if row["status"] == 202 else Accepted("", "")

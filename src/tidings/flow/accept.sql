@@ -17,7 +17,8 @@ RETURNING project_id, key;
 -- name: load_keys
 SELECT i.project_id, i.key, i.fingerprint, i.status, i.answer
 FROM unnest($1::int[], $2::text[]) AS x (project_id, key)
-JOIN idempotency i ON i.project_id = x.project_id AND i.key = x.key;
+JOIN idempotency i ON i.project_id = x.project_id AND i.key = x.key
+WHERE i.expires_at > coalesce($3::timestamptz, now());
 
 -- name: insert_notifications
 INSERT INTO notification (id, project_id, type_version_id, user_id, to_channel, to_address, priority, channels,

@@ -7,7 +7,7 @@ knows. A bug in a provider counts as not knowing, since its bytes may have left.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
@@ -28,7 +28,7 @@ from tidings.flow.settle import Ended, Settlement, Settler
 from tidings.model.messages import Deferred, Message, Rejected, SendResult, Sent, Throttled, Uncertain
 from tidings.model.words import EFFECTS, Channel, Effect, Reason, Status
 from tidings.providers import registry
-from tidings.providers.port import Provider, Surroundings
+from tidings.providers.port import Config, Provider, Surroundings
 from tidings.providers.simulator import simulated_outcome
 
 log = structlog.get_logger(__name__)
@@ -70,6 +70,7 @@ class Sender:
         clock: Clock,
         *,
         timeout: timedelta,
+        create: Callable[[str, Config, Surroundings], Provider] = registry.create,
     ) -> None:
         self._database = database
         self._catalog = catalog
@@ -77,6 +78,7 @@ class Sender:
         self._surroundings = surroundings
         self._clock = clock
         self._timeout = timeout.total_seconds()
+        self._create = create
         self._providers: dict[int, tuple[int, Provider]] = {}
         self._limits: dict[int, tuple[Account, Limits]] = {}
         self._retired: set[asyncio.Task[None]] = set()
@@ -120,7 +122,7 @@ class Sender:
         known = self._providers.get(account.id)
         if known is not None and known[0] == account.revision:
             return known[1]
-        provider = registry.create(account.provider, account.config, self._surroundings)
+        provider = self._create(account.provider, account.config, self._surroundings)
         self._providers[account.id] = (account.revision, provider)
         if known is not None:
             self._retire(known[1])

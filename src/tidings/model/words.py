@@ -104,7 +104,7 @@ class Effect(Enum):
 
 
 class Reason(StrEnum):
-    """Why a delivery is where it is. Each reason states its effect in `EFFECTS`; docs/reference/reasons.md explains it."""
+    """Why a delivery is where it is. `EFFECTS` states what each calls for; docs/reference/reasons.md explains it."""
 
     # the provider or the network said no
     bounced = "bounced"

@@ -19,7 +19,6 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
 from tidings import errors
-from tidings.telemetry import METRICS_CONTENT_TYPE
 from tidings.web.api import (
     accounts,
     audit,
@@ -34,6 +33,7 @@ from tidings.web.api import (
 )
 from tidings.web.deps import Deps
 from tidings.web.edge import Edge
+from tidings.web.health import health_endpoints
 from tidings.web.problems import from_validation
 
 API: Final = "/api/v1"
@@ -155,19 +155,7 @@ def _refuse_route(request: Request, error: Exception) -> NoReturn:
 
 
 def _add_health(app: FastAPI, deps: Deps) -> None:
-    async def healthz() -> Response:
-        return _json({"status": "ok"})
-
-    async def readyz() -> Response:
-        checks = dict(await deps.ready())
-        ready = all(wrong is None for wrong in checks.values())
-        body = {"status": "ready" if ready else "not ready", "checks": {k: v or "ok" for k, v in checks.items()}}
-        return _json(body, status=200 if ready else 503)
-
-    async def metrics() -> Response:
-        return Response(deps.metrics.render(), headers={"content-type": METRICS_CONTENT_TYPE})
-
-    for path, endpoint in (("/healthz", healthz), ("/readyz", readyz), ("/metrics", metrics)):
+    for path, endpoint in health_endpoints(deps.ready, deps.metrics).items():
         app.add_api_route(path, endpoint, methods=["GET", "HEAD"], include_in_schema=False)
 
 

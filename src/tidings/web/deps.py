@@ -28,6 +28,7 @@ from tidings.directory.access import Access, Caller
 from tidings.errors import FieldError, IdempotencyBusy, IdempotencyMismatch, Invalid
 from tidings.model.words import Scope
 from tidings.telemetry import Metrics
+from tidings.web.health import Ready
 
 if TYPE_CHECKING:
     from tidings.directory.catalog import Catalog
@@ -47,9 +48,6 @@ REMEMBERED_FOR: Final = timedelta(hours=24)
 _WAIT: Final = timedelta(seconds=1)
 """How long a duplicate waits for the request that came first."""
 _KEY_MAX: Final = 255
-
-Ready = Callable[[], Awaitable[Mapping[str, str | None]]]
-"""What /readyz asks: the name of each check, and None where all is well or else what is wrong."""
 
 
 @dataclass(frozen=True, kw_only=True)

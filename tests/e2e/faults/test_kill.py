@@ -35,8 +35,8 @@ from tidings.db.pool import Database
 from tidings.ids import DELIVERY, NOTIFICATION, parse_public, to_public
 from tidings.model.words import Channel, EventKind, Status
 
-SEEDS = [int(os.environ["TIDINGS_SIM_SEED"])] if "TIDINGS_SIM_SEED" in os.environ else [1, 2, 3, 4]
-ROUNDS = ("worker", "worker", "api", "api", "postgres", "sleep")
+SEEDS = [int(os.environ["TIDINGS_SIM_SEED"])] if "TIDINGS_SIM_SEED" in os.environ else [1, 2, 3]
+ROUNDS = ("worker", "worker", "worker", "api", "api", "postgres", "postgres", "sleep")
 """The faults of one seed, in seeded order."""
 USERS = 6
 

@@ -1,0 +1,227 @@
+"""What must be true once a simulated world has come to rest; each check names what it found wrong."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+from world import LEASE, World
+
+from tidings import ids
+from tidings.flow.intervene import Cancelled
+from tidings.model.transitions import decide_transition
+from tidings.model.words import EFFECTS, Channel, Effect, EventKind, Reason, Status
+
+
+class Facts:
+    """The rows, read once."""
+
+    def __init__(self, tables: dict[str, list[Any]]) -> None:
+        self.notifications = {r["id"]: r for r in tables["notification"]}
+        self.deliveries = {r["id"]: r for r in tables["delivery"]}
+        self.events: dict[Any, list[Any]] = defaultdict(list)
+        for r in tables["event"]:
+            self.events[r["delivery_id"]].append(r)
+        self.tables = tables
+        self.by_tag: dict[str, list[Any]] = defaultdict(list)
+        for r in tables["notification"]:
+            self.by_tag[msgspec.json.decode(r["metadata"])["tag"]].append(r)
+        self.of_notification: dict[Any, list[Any]] = defaultdict(list)
+        for r in tables["delivery"]:
+            self.of_notification[r["notification_id"]].append(r)
+
+    def replayed(self, delivery: Any) -> bool:
+        return any(e["kind"] == EventKind.replayed for e in self.events[delivery["id"]])
+
+
+async def load_facts(connection: Any) -> Facts:
+    names = (
+        "notification", "run", "delivery", "event", "job", "dead_letter", "inbox_item", "inbox_counter", "suppression",
+        "history",
+    )  # fmt: skip
+    tables = {name: await connection.fetch(f"SELECT * FROM {name}") for name in names}
+    tables["history"].sort(key=lambda row: row["seq"])
+    tables["rolled"] = await connection.fetch(
+        "SELECT project_id, kind, sum(n)::int AS n FROM (SELECT project_id, kind, n FROM rollup"
+        " UNION ALL SELECT project_id, kind, n FROM rollup_delta) x GROUP BY 1, 2"
+    )
+    return Facts(tables)
+
+
+def find_faults(world: World, facts: Facts) -> Iterator[str]:
+    """Every broken promise."""
+    yield from _accepted(world, facts)
+    yield from _at_rest(facts)
+    yield from _legal(facts)
+    yield from _once(world, facts)
+    yield from _in_time(world, facts)
+    yield from _cancelled(world, facts)
+    yield from _counted(facts)
+    yield from _effects(facts)
+    yield from _inboxes(facts)
+
+
+def _accepted(world: World, facts: Facts) -> Iterator[str]:
+    for asked in world.asked:
+        found = facts.by_tag[asked.tag]
+        if asked.key is not None:
+            if asked.refused != (not found) or len(found) > 1:
+                yield f"{asked.tag}: {len(found)} notifications for one key (refused: {asked.refused})"
+            if asked.answered is None and not asked.refused:
+                yield f"{asked.tag}: never answered"
+        elif len(found) > asked.tries:
+            yield f"{asked.tag}: {len(found)} notifications for {asked.tries} requests"
+        if asked.answered is not None:
+            if ids.parse_public(ids.NOTIFICATION, asked.answered) not in {n["id"] for n in found}:
+                yield f"{asked.tag}: answered {asked.answered}, which is not stored"
+
+
+def _at_rest(facts: Facts) -> Iterator[str]:
+    for job in facts.tables["job"]:
+        yield f"job {job['id']} is left: {dict(job)}"
+    runs = {r["id"] for r in facts.tables["run"]}
+    for n in facts.notifications.values():
+        if n["id"] not in runs and n["cancelled_at"] is None:
+            yield f"{n['id']} was never planned"
+        if n["id"] in runs and not facts.of_notification[n["id"]] and n["cancelled_at"] is None:
+            yield f"{n['id']} was planned without a word"
+    for d in facts.deliveries.values():
+        if d["status"] in (Status.queued, Status.sending):
+            yield f"delivery {d['id']} is {Status(d['status']).name} without a job"
+        if (d["ended_at"] is None) != (d["status"] in (Status.queued, Status.sending, Status.sent)):
+            yield f"delivery {d['id']} is {Status(d['status']).name}, ended at {d['ended_at']}"
+        if d["status"] in (Status.failed, Status.skipped, Status.cancelled, Status.expired) and not d["reason"]:
+            yield f"delivery {d['id']} ended without a reason"
+
+
+def _legal(facts: Facts) -> Iterator[str]:
+    now: dict[Any, tuple[int, str | None]] = {}
+    for h in facts.tables["history"]:
+        before, after = h["before"], Status(h["after"])
+        if before is not None:
+            if now[h["id"]] != (before, h["before_reason"]):
+                yield f"delivery {h['id']}: history has a hole"
+            reason = Reason(h["before_reason"]) if h["before_reason"] else None
+            again = before == Status.queued and after is Status.queued
+            if not again and decide_transition(Status(before), reason, after) is not after:
+                yield f"delivery {h['id']}: {Status(before).name} ({reason}) -> {after.name}"
+        now[h["id"]] = (h["after"], h["reason"])
+    for d in facts.deliveries.values():
+        events = [e for e in facts.events[d["id"]] if e["kind"] != EventKind.late]
+        kinds = Counter(e["kind"] for e in events)
+        if d["status"] not in (Status.skipped, Status.expired) and not events:
+            yield f"delivery {d['id']} is {Status(d['status']).name} without an event"
+        if kinds[EventKind.sent] + kinds[EventKind.delivered] > 1:
+            yield f"delivery {d['id']} was sent more than once"
+
+
+def _once(world: World, facts: Facts) -> Iterator[str]:
+    taken = Counter(call.key for call in world.calls if call.took)
+    for key, n in taken.items():
+        id_ = ids.parse_public(ids.DELIVERY, key)
+        d = facts.deliveries.get(id_)
+        if d is None:
+            yield f"{key} was sent and is not stored"
+            continue
+        notification = facts.notifications[d["notification_id"]]
+        unsure = sum(e["kind"] == EventKind.uncertain for e in facts.events[id_])
+        if n > 1 + unsure:
+            yield f"{key} was taken {n} times, {unsure} uncertain"
+        if n > 1 and notification["at_most_once"] and not facts.replayed(d):
+            yield f"{key} was to be sent at most once, and was taken {n} times"
+        if notification["test"] or d["address"].endswith("@simulator.test"):
+            yield f"{key} is a test, and left the house"
+    for d in facts.deliveries.values():
+        said = d["status"] in (Status.sent, Status.delivered)
+        n = facts.notifications[d["notification_id"]]
+        real = not n["test"] and d["channel"] != Channel.in_app and not d["address"].endswith("@simulator.test")
+        if said and real and not taken[ids.to_public(ids.DELIVERY, d["id"])]:
+            yield f"delivery {d['id']} is {Status(d['status']).name}, but nobody got it"
+
+
+def _in_time(world: World, facts: Facts) -> Iterator[str]:
+    for call in world.calls:
+        d = facts.deliveries.get(ids.parse_public(ids.DELIVERY, call.key))
+        if d is None:
+            continue
+        n = facts.notifications[d["notification_id"]]
+        at = (n["send_at"] - world.begin).total_seconds() if n["send_at"] else 0.0
+        if call.began < at:
+            yield f"{call.key} left {at - call.began:.3f} s early"
+        if n["expires_at"] is not None and not facts.replayed(d):
+            late = call.began - (n["expires_at"] - world.begin).total_seconds()
+            if late > LEASE.total_seconds():
+                yield f"{call.key} left {late:.3f} s after it had expired"
+
+
+def _cancelled(world: World, facts: Facts) -> Iterator[str]:
+    for public, answer, at in world.cancels:
+        id_ = ids.parse_public(ids.NOTIFICATION, public)
+        deliveries = facts.of_notification[id_]
+        for d in deliveries:
+            key = ids.to_public(ids.DELIVERY, d["id"])
+            after = [c for c in world.calls if c.key == key and c.began > at]
+            if answer is Cancelled.cancelled and after:
+                yield f"{key} was sent after its cancel was confirmed"
+            if len(after) > 1:
+                yield f"{key} was tried {len(after)} times after it was cancelled"
+            if answer is Cancelled.cancelled and d["status"] not in (Status.cancelled, Status.skipped):
+                yield f"{key} is {Status(d['status']).name} after its cancel was confirmed"
+        if answer is Cancelled.partly and not any(d["status"] == Status.cancelled for d in deliveries):
+            yield f"{public}: partly cancelled, and nothing is"
+
+
+def _counted(facts: Facts) -> Iterator[str]:
+    recount: Counter[tuple[int, int]] = Counter()
+    for n in facts.notifications.values():
+        recount[n["project_id"], EventKind.requested] += 1
+    for d in facts.deliveries.values():
+        planned = next(h for h in facts.tables["history"] if h["id"] == d["id"] and h["before"] is None)
+        recount[d["project_id"], EventKind(planned["after"]) if planned["after"] else EventKind.queued] += 1
+        if d["status"] in (Status.sent, Status.delivered):
+            recount[d["project_id"], EventKind.sent] += 1
+        if d["status"] == Status.delivered:
+            recount[d["project_id"], EventKind.delivered] += 1
+        for e in facts.events[d["id"]]:
+            if e["kind"] not in (EventKind.sent, EventKind.delivered, EventKind.late, EventKind.replayed):
+                recount[d["project_id"], e["kind"]] += 1
+    rolled = {(r["project_id"], r["kind"]): r["n"] for r in facts.tables["rolled"]}
+    for place in sorted({*recount, *rolled}):
+        if recount[place] != rolled.get(place, 0):
+            yield f"roll-up of {EventKind(place[1]).name} in {place[0]}: {rolled.get(place, 0)}, counted {recount[place]}"
+
+
+def _effects(facts: Facts) -> Iterator[str]:
+    letters = {r["delivery_id"] for r in facts.tables["dead_letter"]}
+    suppressed = {(r["project_id"], r["channel"], r["address"]) for r in facts.tables["suppression"]}
+    for d in facts.deliveries.values():
+        failed = d["status"] == Status.failed
+        n = facts.notifications[d["notification_id"]]
+        effect = EFFECTS[Reason(d["reason"])] if d["reason"] else Effect.none
+        if d["id"] in letters and not failed:
+            yield f"delivery {d['id']} is a dead letter and {Status(d['status']).name}"
+        if failed and n["cancelled_at"] is None and effect not in (Effect.suppress, Effect.drop_address):
+            if d["id"] not in letters:
+                yield f"delivery {d['id']} failed ({d['reason']}) and is no dead letter"
+        simulated = n["test"] or d["address"].endswith("@simulator.test")
+        if failed and effect is Effect.suppress and not simulated:
+            if (d["project_id"], d["channel"], d["address"]) not in suppressed:
+                yield f"delivery {d['id']} bounced and {d['address']} is not suppressed"
+
+
+def _inboxes(facts: Facts) -> Iterator[str]:
+    items: dict[tuple[int, str], list[int]] = defaultdict(list)
+    for r in facts.tables["inbox_item"]:
+        items[r["project_id"], r["user_id"]].append(r["seq"])
+    for r in facts.tables["inbox_counter"]:
+        found = sorted(items[r["project_id"], r["user_id"]])
+        if found != list(range(1, r["last_seq"] + 1)):
+            yield f"inbox of {r['user_id']} in {r['project_id']} has gaps: {found}, last {r['last_seq']}"
+    stored = Counter(r["delivery_id"] for r in facts.tables["inbox_item"])
+    for d in facts.deliveries.values():
+        test = facts.notifications[d["notification_id"]]["test"]
+        wanted = d["channel"] == Channel.in_app and d["status"] == Status.delivered and not test
+        if stored[d["id"]] != wanted:
+            yield f"delivery {d['id']} is {Status(d['status']).name} and stored {stored[d['id']]} times in an inbox"
