@@ -165,14 +165,11 @@ class Stage:
         )
         self.api_url = await self.api.wait_for_log(_STARTED)
 
-    async def start_worker(self) -> None:
-        """Start the worker."""
+    async def start_worker(self, *, slots: int | None = None) -> None:
+        """Start the worker, with so many slots if not the default."""
+        environment = self._environment if slots is None else {**self._environment, "TIDINGS_SLOTS": str(slots)}
         self.worker = await Process.start(
-            "worker",
-            ["-m", "tidings", "worker"],
-            log=self.folder / "worker.log",
-            env=self._environment,
-            cwd=self.folder,
+            "worker", ["-m", "tidings", "worker"], log=self.folder / "worker.log", env=environment, cwd=self.folder
         )
         await self.worker.wait_for_log(re.compile("worker.running"))
 

@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Final
@@ -191,16 +192,16 @@ async def open_worker(
     policies: Mapping[Channel, Policy] = POLICIES,
 ) -> AsyncIterator[Worker]:
     """A worker over a core, with these retry policies; gives back the providers' connections on leaving."""
-    settings, metrics = core.settings, core.metrics
-    observe = _flush_observer(metrics)
+    settings, road = core.settings, _RoadMetrics(core.metrics)
+    observe = _flush_observer(core.metrics)
     settler = Settler(
         core.database,
         core.catalog,
         core.meter,
         core.clock,
         policies=policies,
-        observe_settled=lambda settlement: _count_settled(metrics, settlement),
-        observe_attempt=lambda account, result, seconds: _count_attempt(metrics, account, result, seconds),
+        observe_settled=road.count_settled,
+        observe_attempt=road.count_attempt,
     )
     transport = AiohttpTransport(guard)
     sender = Sender(
@@ -277,16 +278,24 @@ def _flush_observer(metrics: Metrics) -> Callable[[str, int], None]:
     return lambda stage, rows: stages[stage].observe(rows)
 
 
-def _count_settled(metrics: Metrics, settlement: Settlement) -> None:
-    if settlement.delivery is not None and settlement.status not in (None, Status.queued):
-        provider = settlement.provider or "none"
-        metrics.deliveries.labels(settlement.status.name, settlement.delivery.channel.name, provider).inc()
+class _RoadMetrics:
+    """Counts attempts and settlements. Keeps the labelled series: looking one up costs ten times what counting does."""
 
+    def __init__(self, metrics: Metrics) -> None:
+        self._deliveries = cache(metrics.deliveries.labels)
+        self._attempts = cache(metrics.attempts.labels)
+        self._seconds = cache(metrics.attempt_seconds.labels)
 
-def _count_attempt(metrics: Metrics, account: Account, result: SendResult, seconds: float) -> None:
-    channel = account.channel.name
-    metrics.attempts.labels(channel, account.provider, type(result).__name__.lower()).inc()
-    metrics.attempt_seconds.labels(channel, account.provider).observe(seconds)
+    def count_settled(self, settlement: Settlement) -> None:
+        """A delivery reached a status."""
+        status, delivery = settlement.status, settlement.delivery
+        if delivery is not None and status is not None and status is not Status.queued:
+            self._deliveries(status.name, delivery.channel.name, settlement.provider or "none").inc()
+
+    def count_attempt(self, account: Account, result: SendResult, seconds: float) -> None:
+        """A provider answered."""
+        self._attempts(account.channel.name, account.provider, type(result).__name__.lower()).inc()
+        self._seconds(account.channel.name, account.provider).observe(seconds)
 
 
 # ---------------------------------------------------------------- processes

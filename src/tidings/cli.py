@@ -527,13 +527,15 @@ def doctor(*, url: Url = None, json: Json = False) -> int:
 
 
 @app.command(group=_CARE)
-def bench(*names: str, json: Json = False) -> int:
-    """Measure this checkout's speed: all benchmarks, or those named.
+def bench(*names: str, quick: bool = False, json: Json = False) -> int:
+    """Measure this checkout's speed: all benchmarks, or those named. A whole run writes bench/results.
 
     Parameters
     ----------
     names
         Benchmarks to run; without: all.
+    quick
+        A short run that only shows that everything works.
     json
         Print JSON.
     """
@@ -543,7 +545,7 @@ def bench(*names: str, json: Json = False) -> int:
     from importlib import import_module
 
     sys.path.insert(0, str(checkout))
-    code: int = import_module("bench.main").main(list(names), as_json=json)
+    code: int = import_module("bench.main").main(list(names), quick=quick, as_json=json)
     return code
 
 

@@ -73,9 +73,9 @@ def _accepted(world: World, facts: Facts) -> Iterator[str]:
                 yield f"{asked.tag}: never answered"
         elif len(found) > asked.tries:
             yield f"{asked.tag}: {len(found)} notifications for {asked.tries} requests"
-        if asked.answered is not None:
-            if ids.parse_public(ids.NOTIFICATION, asked.answered) not in {n["id"] for n in found}:
-                yield f"{asked.tag}: answered {asked.answered}, which is not stored"
+        stored = {ids.to_public(ids.NOTIFICATION, n["id"]) for n in found}
+        if asked.answered is not None and asked.answered not in stored:
+            yield f"{asked.tag}: answered {asked.answered}, which is not stored"
 
 
 def _at_rest(facts: Facts) -> Iterator[str]:
@@ -190,7 +190,8 @@ def _counted(facts: Facts) -> Iterator[str]:
     rolled = {(r["project_id"], r["kind"]): r["n"] for r in facts.tables["rolled"]}
     for place in sorted({*recount, *rolled}):
         if recount[place] != rolled.get(place, 0):
-            yield f"roll-up of {EventKind(place[1]).name} in {place[0]}: {rolled.get(place, 0)}, counted {recount[place]}"
+            kind = EventKind(place[1]).name
+            yield f"roll-up of {kind} in {place[0]}: {rolled.get(place, 0)}, counted {recount[place]}"
 
 
 def _effects(facts: Facts) -> Iterator[str]:
@@ -202,13 +203,13 @@ def _effects(facts: Facts) -> Iterator[str]:
         effect = EFFECTS[Reason(d["reason"])] if d["reason"] else Effect.none
         if d["id"] in letters and not failed:
             yield f"delivery {d['id']} is a dead letter and {Status(d['status']).name}"
-        if failed and n["cancelled_at"] is None and effect not in (Effect.suppress, Effect.drop_address):
-            if d["id"] not in letters:
-                yield f"delivery {d['id']} failed ({d['reason']}) and is no dead letter"
+        given_up = failed and n["cancelled_at"] is None and effect not in (Effect.suppress, Effect.drop_address)
+        if given_up and d["id"] not in letters:
+            yield f"delivery {d['id']} failed ({d['reason']}) and is no dead letter"
         simulated = n["test"] or d["address"].endswith("@simulator.test")
-        if failed and effect is Effect.suppress and not simulated:
-            if (d["project_id"], d["channel"], d["address"]) not in suppressed:
-                yield f"delivery {d['id']} bounced and {d['address']} is not suppressed"
+        bounced = failed and effect is Effect.suppress and not simulated
+        if bounced and (d["project_id"], d["channel"], d["address"]) not in suppressed:
+            yield f"delivery {d['id']} bounced and {d['address']} is not suppressed"
 
 
 def _inboxes(facts: Facts) -> Iterator[str]:

@@ -4,7 +4,3 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-def pytest_sessionfinish():
-    import os, virtual
-    if os.environ.get("SIMTRACE"):
-        with open(os.environ["SIMTRACE"],"w") as f: f.writelines(virtual.TR)

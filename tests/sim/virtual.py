@@ -1,8 +1,8 @@
 """Virtual time, and turns at the database: what makes a simulation on a real PostgreSQL repeatable.
 
-The event loop's clock is virtual: it moves on only when every task waits for it. Statements are sent one at a time, and
-which of those that wait goes next is drawn from the seed, so the interleaving of transactions is part of the seed too. A
-statement that has to wait for another transaction's lock stands aside until a transaction ends.
+The event loop's clock is virtual: it moves on only when every task waits for it. Statements are sent one at a time,
+and which of those that wait goes next is drawn from the seed, so the interleaving of transactions is part of the seed
+too. A statement that has to wait for another transaction's lock stands aside until a transaction ends.
 
 Only statements through a `TurnConnection` take turns. Whatever else talks to the server (set-up, a new connection, the
 look at who is blocked) does so within `VirtualLoop.real()`, while everything else stands still.
@@ -22,7 +22,6 @@ import asyncpg
 
 Result = TypeVar("Result")
 
-TR=[]
 STATEMENT_TAKES = 0.0005
 """Virtual seconds, so that no two statements happen at the same time."""
 LOOK_AFTER = 0.03
@@ -142,7 +141,7 @@ class TurnConnection(asyncpg.Connection):
     number: int
     """Among the connections of the process."""
 
-    async def _turn(self, query: str, send: Callable[[], Awaitable[Result]], args0: Any = ()) -> Result:
+    async def _turn(self, query: str, send: Callable[[], Awaitable[Result]]) -> Result:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, VirtualLoop)
         host = getattr(self, "host", None)
@@ -157,7 +156,6 @@ class TurnConnection(asyncpg.Connection):
         finally:
             if place in loop.waiting:
                 loop.waiting.remove(place)
-        import os; os.environ.get("SIMTRACE") and TR.append(f"{loop.time():.4f} {host.name} {query[:30]!r} {str(args0)[:600]}\n")
         lost = host.lose(query)
         if lost == "before":
             await self._lose(loop)
@@ -183,16 +181,16 @@ class TurnConnection(asyncpg.Connection):
         raise asyncpg.ConnectionDoesNotExistError("injected: the connection is lost")
 
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
-        return await self._turn(query, lambda: super(TurnConnection, self).execute(query, *args, timeout=timeout), args)
+        return await self._turn(query, lambda: super(TurnConnection, self).execute(query, *args, timeout=timeout))
 
     async def fetch(self, query: str, *args: Any, **more: Any) -> Any:
-        return await self._turn(query, lambda: super(TurnConnection, self).fetch(query, *args, **more), args)
+        return await self._turn(query, lambda: super(TurnConnection, self).fetch(query, *args, **more))
 
     async def fetchrow(self, query: str, *args: Any, **more: Any) -> Any:
-        return await self._turn(query, lambda: super(TurnConnection, self).fetchrow(query, *args, **more), args)
+        return await self._turn(query, lambda: super(TurnConnection, self).fetchrow(query, *args, **more))
 
     async def fetchval(self, query: str, *args: Any, **more: Any) -> Any:
-        return await self._turn(query, lambda: super(TurnConnection, self).fetchval(query, *args, **more), args)
+        return await self._turn(query, lambda: super(TurnConnection, self).fetchval(query, *args, **more))
 
 
 class VirtualClock:
