@@ -6,7 +6,7 @@ import re
 from datetime import timedelta
 from typing import Final
 
-_FORM: Final = re.compile(r"(\d{1,9})(ms|s|m|h|d|w)")
+_FORM: Final = re.compile(r"([0-9]{1,9})(ms|s|m|h|d|w)")
 _UNITS: Final = {
     "ms": timedelta(milliseconds=1),
     "s": timedelta(seconds=1),

@@ -1,4 +1,4 @@
-"""`tidings up`: from an empty folder to a mail, a signed webhook and an inbox item; and nothing is left when it stops."""
+"""`tidings up`: from an empty folder to a mail, a signed webhook, an inbox item; nothing is left when it stops."""
 
 from __future__ import annotations
 

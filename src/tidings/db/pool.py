@@ -424,6 +424,11 @@ def _session(application_name: str) -> dict[str, str]:
         # So one plan serves for good: planning anew for each call cost a quarter of the end-to-end rate, and plans
         # made from the statistics of a table that was empty a minute ago are the worse ones.
         "plan_cache_mode": "force_generic_plan",
+        # And it may well be made while a table is still empty. Then reading all of it looks cheapest, which it is not
+        # for long; so rows are looked up one by one. Where no index helps, tables are read as a whole all the same.
+        "enable_seqscan": "off",
+        "enable_hashjoin": "off",
+        "enable_mergejoin": "off",
     }
 
 

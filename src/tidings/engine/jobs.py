@@ -168,8 +168,8 @@ async def release_jobs(conn: Runner, jobs: Sequence[Job]) -> None:
 
 
 async def lock_expired(conn: Connection, limit: int, now: datetime | None) -> list[Job]:
-    """Lock jobs whose lease ran out."""
-    return [Job(*row) for row in await conn.fetch(SQL.lock_expired, limit, now)]
+    """Lock jobs whose lease ran out; sorted by id."""
+    return sorted(Job(*row) for row in await conn.fetch(SQL.lock_expired, limit, now))
 
 
 async def remove_free_jobs(conn: Connection, project_id: int, ids: Iterable[UUID]) -> set[UUID]:

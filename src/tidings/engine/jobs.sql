@@ -76,7 +76,7 @@ UPDATE job SET
     account_id = coalesce(job.account_id, picked.account_id)
 FROM unnest(ARRAY(SELECT id FROM picked), ARRAY(SELECT account_id FROM picked), ARRAY(SELECT pinned FROM picked))
      AS picked (id, account_id, pinned)
-WHERE job.id = picked.id
+WHERE job.id = picked.id AND job.id = ANY (ARRAY(SELECT id FROM picked))
 RETURNING job.id, job.project_id, job.kind, job.lane, job.priority, job.attempt, job.epoch, job.account_id, job.traceparent,
           picked.pinned;
 
@@ -93,16 +93,18 @@ CROSS JOIN LATERAL (
 -- name: extend_leases
 -- Still ours: the epoch says so. Answers with the ids that are.
 -- any project: a worker extends what it claimed
+-- `= ANY` in these statements says the same once more, for a plan that was made while the table was drained: it then puts the
+-- table first in the join, and would read all of it.
 UPDATE job SET lease_until = coalesce($4::timestamptz, now()) + $3::interval
 FROM unnest($1::uuid[], $2::int[]) AS x (id, epoch)
-WHERE job.id = x.id AND job.epoch = x.epoch AND job.lease_until IS NOT NULL
+WHERE job.id = x.id AND job.id = ANY ($1::uuid[]) AND job.epoch = x.epoch AND job.lease_until IS NOT NULL
 RETURNING job.id;
 
 -- name: finish_jobs
 -- Done for good. A row that another claim has taken meanwhile (its epoch moved on) stays; answers with the ids that went.
 -- any project: the id and epoch of a claim name one row
 DELETE FROM job USING unnest($1::uuid[], $2::int[]) AS x (id, epoch)
-WHERE job.id = x.id AND job.epoch = x.epoch
+WHERE job.id = x.id AND job.id = ANY ($1::uuid[]) AND job.epoch = x.epoch
 RETURNING job.id;
 
 -- name: retry_jobs
@@ -111,7 +113,7 @@ RETURNING job.id;
 UPDATE job SET due_at = coalesce($6::timestamptz, now()) + x.after, lease_until = NULL, attempt = x.attempt,
                account_id = x.account_id
 FROM unnest($1::uuid[], $2::int[], $3::interval[], $4::int[], $5::smallint[]) AS x (id, epoch, after, account_id, attempt)
-WHERE job.id = x.id AND job.epoch = x.epoch
+WHERE job.id = x.id AND job.id = ANY ($1::uuid[]) AND job.epoch = x.epoch
 RETURNING job.id;
 
 -- name: release_jobs
@@ -119,19 +121,18 @@ RETURNING job.id;
 -- any project: the id and epoch of a claim name one row
 UPDATE job SET lease_until = NULL, account_id = x.account_id
 FROM unnest($1::uuid[], $2::int[], $3::int[]) AS x (id, epoch, account_id)
-WHERE job.id = x.id AND job.epoch = x.epoch AND job.lease_until IS NOT NULL;
+WHERE job.id = x.id AND job.id = ANY ($1::uuid[]) AND job.epoch = x.epoch AND job.lease_until IS NOT NULL;
 
 -- name: lock_expired
 -- Leases that ran out: their worker died or lost its connection. Several sweepers share them out.
 -- any project: the sweeper serves all projects
 SELECT id, project_id, kind, lane, priority, attempt, epoch, account_id, traceparent
 FROM job WHERE lease_until < coalesce($2::timestamptz, now())
-ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED;
+LIMIT $1 FOR UPDATE SKIP LOCKED;
 
 -- name: remove_free_jobs
 -- Takes back work that nobody has claimed yet; answers with the ids that went.
-DELETE FROM job USING unnest($2::uuid[]) AS x (id)
-WHERE job.project_id = $1 AND job.id = x.id AND job.lease_until IS NULL
+DELETE FROM job WHERE job.project_id = $1 AND job.id = ANY ($2::uuid[]) AND job.lease_until IS NULL
 RETURNING job.id;
 
 -- name: load_jobs

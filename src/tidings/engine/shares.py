@@ -161,11 +161,11 @@ def _even(wants: Sequence[tuple[int, int]], total: int, turn: int) -> list[tuple
     gets = dict.fromkeys(wanted, 0)
     open_ = list(wanted)
     while total > 0 and open_:
-        each, odd = divmod(total, len(open_))
+        each = total // len(open_)
         start = turn % len(open_)
-        lucky = {open_[(start + i) % len(open_)] for i in range(odd)}
-        for name in open_:
-            take = min(each + (name in lucky), wanted[name] - gets[name])
+        for i in range(len(open_)):
+            name = open_[(start + i) % len(open_)]
+            take = min(each, wanted[name] - gets[name]) if each else min(1, total)
             gets[name] += take
             total -= take
         open_ = [name for name in open_ if gets[name] < wanted[name]]

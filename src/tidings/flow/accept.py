@@ -14,13 +14,11 @@ import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple
 from uuid import UUID
 
 import asyncpg
 import msgspec
-from babel import Locale, UnknownLocaleError
 
 from tidings import ids
 from tidings.channels import CHANNELS
@@ -29,6 +27,7 @@ from tidings.db.pool import Connection, Database, Record
 from tidings.db.sql import load_queries
 from tidings.directory.access import Caller
 from tidings.directory.catalog import Catalog, TemplateVersion, TypeVersion
+from tidings.directory.users import parse_locale
 from tidings.engine.batch import Batcher
 from tidings.engine.jobs import NewJob, insert_jobs
 from tidings.engine.worker import Wakes, no_checkpoint
@@ -255,7 +254,13 @@ class Acceptor:
                 raise IdempotencyBusy(retry_after=1) from error
             except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, ValueError, OverflowError) as error:
                 raise Invalid("The database cannot store this request.") from error
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, DatabaseError, OSError) as error:
+            except (
+                asyncpg.PostgresError,
+                asyncpg.InterfaceError,
+                asyncpg.InternalClientError,  # a connection that broke at the wrong moment
+                DatabaseError,
+                OSError,
+            ) as error:
                 raise Unavailable(retry_after=1) from error
             for place, answer in zip(places, told, strict=True):
                 answers[place] = answer
@@ -370,7 +375,7 @@ class Acceptor:
                     if d.key is None or ((place := (d.row.project_id, d.key)) not in taken and leaders[place] is d)
                 ]
             if new:
-                new.sort(key=lambda d: d.row.id)
+                new.sort(key=lambda d: d.row.id.int)
                 columns = [list(column) for column in zip(*(d.row for d in new), strict=True)]
                 await conn.execute(SQL.insert_notifications, *columns, self._clock.db_now())
                 await insert_jobs(conn, [d.job for d in new], self._clock.db_now())
@@ -555,13 +560,10 @@ def _check_time(
     return at.astimezone(UTC) if at > now else None
 
 
-@lru_cache(maxsize=4096)
 def _is_locale(text: str) -> bool:
-    if len(text) > 35:
-        return False
     try:
-        Locale.parse(text.replace("_", "-"), sep="-")
-    except (UnknownLocaleError, ValueError):
+        parse_locale(text)
+    except ValueError:
         return False
     return True
 

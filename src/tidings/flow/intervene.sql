@@ -27,8 +27,10 @@ ORDER BY d.delivery_id LIMIT $5 FOR UPDATE SKIP LOCKED;
 SELECT d.id, d.notification_id, d.channel, n.priority, n.traceparent
 FROM unnest($2::uuid[]) AS x (id)
 JOIN delivery d ON d.project_id = $1 AND d.id = x.id AND d.id >= $3 AND d.id <= $4
-JOIN notification n ON n.project_id = $1 AND n.id = d.notification_id AND n.id >= $3 AND n.id <= $4
-WHERE d.status = 4 AND n.cancelled_at IS NULL
+CROSS JOIN LATERAL (  -- OFFSET 0: see load_deliveries
+    SELECT n.priority, n.traceparent, n.cancelled_at FROM notification n
+    WHERE n.project_id = $1 AND n.id = d.notification_id AND n.id >= $3 AND n.id <= $4 OFFSET 0) n
+WHERE d.id = ANY ($2) AND d.status = 4 AND n.cancelled_at IS NULL
 ORDER BY d.id FOR UPDATE OF d;
 
 -- name: apply_replayed

@@ -1,5 +1,6 @@
 -- name: load_deliveries
 -- The one load before sending: the delivery, what it says, and everything that may forbid it now. $3 and $4 bound the ids.
+-- OFFSET 0 has each row looked up by its key: else a plan made on empty tables may read all that lies between the bounds.
 SELECT x.ord, d.id, d.project_id, d.notification_id, d.channel, d.status, d.address, d.template_version_id, d.locale,
        d.variant, n.type_version_id, n.user_id, n.data::text, n.content::text, n.at_most_once, n.test, n.expires_at,
        n.cancelled_at IS NOT NULL AS cancelled,
@@ -7,7 +8,11 @@ SELECT x.ord, d.id, d.project_id, d.notification_id, d.channel, d.status, d.addr
        s.address IS NOT NULL AS suppressed,
        u.time_zone AS user_time_zone, u.attributes::text AS user_attributes
 FROM unnest($1::uuid[], $2::int[]) WITH ORDINALITY AS x (id, project_id, ord)
-JOIN delivery d ON d.project_id = x.project_id AND d.id = x.id AND d.id >= $3 AND d.id <= $4
-JOIN notification n ON n.project_id = x.project_id AND n.id = d.notification_id AND n.id >= $3 AND n.id <= $4
+CROSS JOIN LATERAL (
+    SELECT * FROM delivery d
+    WHERE d.project_id = x.project_id AND d.id = x.id AND d.id >= $3 AND d.id <= $4 OFFSET 0) d
+CROSS JOIN LATERAL (
+    SELECT * FROM notification n
+    WHERE n.project_id = x.project_id AND n.id = d.notification_id AND n.id >= $3 AND n.id <= $4 OFFSET 0) n
 LEFT JOIN app_user u ON u.project_id = n.project_id AND u.id = n.user_id
 LEFT JOIN suppression s ON s.project_id = d.project_id AND s.channel = d.channel AND s.address = d.address;

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 import asyncpg
@@ -276,7 +276,7 @@ class Planner:
         lanes: set[int],
     ) -> None:
         rng = self._clock.random
-        deliveries: list[tuple[object, ...]] = []
+        deliveries: list[tuple[Any, ...]] = []
         sends: list[NewJob] = []
         for job in jobs:
             if job.id not in plans:  # retention dropped the notification; the job has nothing left to plan
@@ -295,9 +295,9 @@ class Planner:
                     lanes.add(int(p.channel))
         now = self._clock.db_now()
         if deliveries:
-            deliveries.sort(key=lambda row: row[0])  # type: ignore[arg-type, return-value]  # the first field is a UUID
+            deliveries.sort(key=lambda row: row[0].int)  # as the database orders them, but compared in C
             await conn.execute(SQL.insert_deliveries, *(list(c) for c in zip(*deliveries, strict=True)), now)
-        sends.sort(key=lambda job: job.id)
+        sends.sort(key=lambda job: job.id.int)
         await queue.insert_jobs(conn, sends, now)
         known = [job for job in jobs if job.id in plans]
         await conn.execute(SQL.insert_runs, [j.id for j in known], [j.project_id for j in known], [1] * len(known), now)

@@ -10,7 +10,9 @@ SELECT n.id, n.project_id, n.type_version_id, n.user_id, n.to_channel, n.to_addr
            SELECT 1 FROM suppression s
            WHERE s.project_id = n.project_id AND s.channel = n.to_channel AND s.address = n.to_address) AS to_suppressed
 FROM unnest($1::uuid[], $2::int[]) AS x (id, project_id)
-JOIN notification n ON n.project_id = x.project_id AND n.id = x.id AND n.id >= $3 AND n.id <= $4
+CROSS JOIN LATERAL (  -- OFFSET 0: see load_deliveries
+    SELECT * FROM notification n
+    WHERE n.project_id = x.project_id AND n.id = x.id AND n.id >= $3 AND n.id <= $4 OFFSET 0) n
 LEFT JOIN app_user u ON u.project_id = n.project_id AND u.id = n.user_id
 LEFT JOIN LATERAL (
     SELECT array_agg(a.channel ORDER BY a.created_at, a.value) AS channels,

@@ -206,7 +206,7 @@ class Sender:
         result: SendResult
         began = self._clock.monotonic()
         try:
-            # The provider keeps the time itself, since it knows whether the bytes had left; this is for one that does not.
+            # The provider keeps the time itself, as it knows whether the bytes had left; this is for one that does not.
             async with asyncio.timeout(timeout + GRACE):
                 result = await provider.send(message, ids.to_public(ids.DELIVERY, delivery.id))
         except TimeoutError:

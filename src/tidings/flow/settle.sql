@@ -3,6 +3,8 @@
 SELECT n.id, n.cancelled_at IS NOT NULL AS cancelled
 FROM unnest($1::uuid[], $2::int[]) AS x (id, project_id)
 JOIN notification n ON n.project_id = x.project_id AND n.id = x.id AND n.id >= $3 AND n.id <= $4
+-- By key, whichever table the plan begins with; else it may read all that lies between the bounds.
+WHERE n.project_id = ANY ($2) AND n.id = ANY ($1)
 ORDER BY n.id FOR SHARE OF n;
 
 -- name: update_deliveries
@@ -19,12 +21,14 @@ UPDATE delivery d SET
 FROM unnest($1::uuid[], $2::int[], $3::smallint[], $4::text[], $5::smallint[], $6::int[], $7::text[], $9::smallint[])
      AS x (id, project_id, status, reason, attempts, account_id, provider_id, expected)
 WHERE d.project_id = x.project_id AND d.id = x.id AND d.id >= $8 AND d.id <= $11 AND d.status = x.expected
+  AND d.project_id = ANY ($2) AND d.id = ANY ($1)  -- see lock_cancelled
 RETURNING d.id;
 
 -- name: lock_deliveries
 SELECT d.id, d.status, d.reason
 FROM unnest($1::uuid[], $2::int[]) AS x (id, project_id)
 JOIN delivery d ON d.project_id = x.project_id AND d.id = x.id AND d.id >= $3 AND d.id <= $4
+WHERE d.project_id = ANY ($2) AND d.id = ANY ($1)  -- see lock_cancelled
 ORDER BY d.id FOR UPDATE OF d;
 
 -- name: insert_events

@@ -45,6 +45,7 @@ _AWAY: Final = (
     asyncpg.QueryCanceledError,
     asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.InterfaceError,  # the connection is closed; but see _is_away
+    asyncpg.InternalClientError,  # the driver's protocol is out of step: a connection that just broke
     ConnectionError,
     TimeoutError,
 )

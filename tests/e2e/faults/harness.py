@@ -95,7 +95,9 @@ class Process:
         """The first log line of this event with these fields, as soon as there is one."""
 
         def found() -> dict[str, Any] | None:
-            return next((line for line in self.lines if line["event"] == event and fields.items() <= line.items()), None)
+            return next(
+                (line for line in self.lines if line["event"] == event and fields.items() <= line.items()), None
+            )
 
         def over() -> bool:
             return found() is not None or (bool(self.lines) and self.lines[-1]["event"] == "end of log")

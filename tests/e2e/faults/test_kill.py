@@ -56,7 +56,7 @@ class Ask:
 
 
 class Load:
-    """Clients that ask, and note every answer. A client whose request got no answer repeats it at once or at the end."""
+    """Clients that ask and note every answer. Whose request got no answer repeats it at once or at the end."""
 
     def __init__(self, system: Round, rng: random.Random) -> None:
         self._system = system
@@ -223,7 +223,10 @@ class Round:
         sleeper = self.workers[self.rng.randrange(2)]
         sleeper.signal(signal.SIGSTOP)
         try:
-            held = await self.database.fetch("SELECT id, epoch FROM job WHERE lease_until IS NOT NULL")
+            # What it has locked in an open transaction is its own until PostgreSQL ends that one, which takes longer.
+            held = await self.database.fetch(
+                "SELECT id, epoch FROM job WHERE lease_until IS NOT NULL FOR UPDATE SKIP LOCKED"
+            )
 
             async def taken() -> bool:
                 left = await self.database.fetchval(

@@ -16,9 +16,7 @@ LONG = "A line of a mail that is long enough to be cut in the middle.\n" * 50
 
 
 @pytest.mark.parametrize("trouble", [Act.hang, Act.reset, Act.close, b"\x00\x01 what?\r\n\r\n"], ids=repr)
-async def test_a_webhook_without_an_answer_is_uncertain_and_sent_again(
-    database_dsn: str, trouble: Act | bytes
-) -> None:
+async def test_a_webhook_without_an_answer_is_uncertain_and_sent_again(database_dsn: str, trouble: Act | bytes) -> None:
     async with (
         WebhookReceiver(WEBHOOK_SECRET) as hooks,
         open_stack(database_dsn, webhook_port=hooks.port, users=1) as stack,
@@ -231,7 +229,9 @@ async def test_refused_credentials_open_the_breaker_and_end_as_dead_letters(data
         async with stack.working():
 
             async def opened() -> bool:
-                return bool(await stack.database.fetchval("SELECT count(*) FROM account_state WHERE open_until > now()"))
+                return bool(
+                    await stack.database.fetchval("SELECT count(*) FROM account_state WHERE open_until > now()")
+                )
 
             await until(opened, 10, "the breaker opens")
             mail.script.mail = [b"250 2.1.0 ok\r\n"]
@@ -254,8 +254,7 @@ async def test_another_account_takes_over_where_one_is_refused(database_dsn: str
         config = {"host": "127.0.0.1", "port": mail.port, "security": "none", "from_address": "shop@example.com"}
         await stack.client.accounts.put("spare", provider="smtp", channel="email", config=config)
         sent = [
-            await stack.client.send(type="note", to={"user": "u0"}, channels=["email"], data={"n": i})
-            for i in range(8)
+            await stack.client.send(type="note", to={"user": "u0"}, channels=["email"], data={"n": i}) for i in range(8)
         ]
         async with stack.working():
             ended = [(await stack.ended(one.id)).deliveries[0] for one in sent]

@@ -29,9 +29,7 @@ async def test_a_scheduled_notification_leaves_at_its_time(database_dsn: str) ->
         stack.working(),
     ):
         at = soon(1)
-        later = await stack.client.send(
-            type="note", to={"user": "u0"}, channels=["webhook"], data={"n": 1}, send_at=at
-        )
+        later = await stack.client.send(type="note", to={"user": "u0"}, channels=["webhook"], data={"n": 1}, send_at=at)
         assert later.status == "scheduled"
         now = await note(stack, 2)
         await stack.ended(now)

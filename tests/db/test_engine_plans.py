@@ -1,0 +1,169 @@
+"""The plans of hot statements: by index and in the right partition, whatever the statistics say.
+
+A queue's tables are empty one minute and hold a million rows the next, so statistics are always out of date here. Each
+statement is prepared on empty tables, where its one plan is made, and looked at after they have filled.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from tidings import ids
+from tidings.db.partitions import ensure_partitions
+from tidings.db.pool import Connection, Database
+from tidings.engine.jobs import SQL as JOBS
+from tidings.flow.intervene import SQL as INTERVENE
+from tidings.flow.load import SQL as LOAD
+from tidings.flow.plan import SQL as PLAN
+from tidings.flow.settle import SQL as SETTLE
+
+RNG = random.Random(5)
+TODAY = datetime.now(UTC)
+FILL = """
+INSERT INTO job (id, due_at, project_id, kind, lane, priority)
+SELECT (lpad(to_hex(($1::bigint << 16) + (7 << 12) + n % 4096), 16, '0') || '8' || lpad(to_hex(n), 15, '0'))::uuid,
+       $2::timestamptz, 1 + n % 5, 2, $3, 2
+FROM generate_series(1, $4::int) n
+"""
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", ()):
+        yield from nodes(child)
+
+
+def to_literal(value: Any) -> str:
+    """A value as PostgreSQL reads it in an EXECUTE."""
+    match value:
+        case None:
+            return "NULL"
+        case list():
+            items = ("NULL" if item is None else '"' + to_literal(item).strip("'") + '"' for item in value)
+            return "'{" + ",".join(items) + "}'"
+        case timedelta():
+            return f"'{value.total_seconds()} seconds'"
+        case _:
+            return f"'{value}'"
+
+
+async def prepare(conn: Connection, name: str, query: str, args: tuple[Any, ...]) -> None:
+    """Make the plan that is kept for good, as a worker does with its first call."""
+    await conn.execute(f"PREPARE {name} AS {query}")
+    await conn.execute(f"EXPLAIN EXECUTE {name} ({', '.join(map(to_literal, args))})")
+
+
+async def explain(conn: Connection, name: str, args: tuple[Any, ...]) -> dict[str, Any]:
+    """How the prepared statement is run, with the buffers that it touched."""
+    call = f"EXECUTE {name} ({', '.join(map(to_literal, args))})"
+    plan: dict[str, Any] = json.loads(
+        await conn.fetchval(f"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) {call}")
+    )[0]["Plan"]
+    return plan
+
+
+def buffers(plan: dict[str, Any]) -> int:
+    return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
+
+
+def scans(plan: dict[str, Any]) -> list[str]:
+    """Tables that were read as a whole."""
+    return [node["Relation Name"] for node in nodes(plan) if node["Node Type"] == "Seq Scan" and node["Actual Loops"]]
+
+
+WAITING = (1, 1, 200, 64, 0, 0, TODAY)
+
+
+def claiming(n: int) -> tuple[Any, ...]:
+    return [1] * 5, [2] * 5, [1, 2, 3, 4, 5], [9] * 5, [n] * 5, timedelta(seconds=30), TODAY
+
+
+def some(n: int = 50) -> list[UUID]:
+    return sorted(ids.new_id(TODAY, RNG) for _ in range(n))
+
+
+def hot(chosen: list[UUID]) -> dict[str, tuple[str, tuple[Any, ...]]]:
+    """Every statement of the road that names its rows, with arguments."""
+    n = len(chosen)
+    ones, low_high = [1] * n, ids.family_bounds(chosen)
+    low, high = low_high
+    none: list[None] = [None] * n
+    return {
+        "finish_jobs": (JOBS.finish_jobs, (chosen, ones)),
+        "retry_jobs": (JOBS.retry_jobs, (chosen, ones, [timedelta(0)] * n, none, ones, TODAY)),
+        "extend_leases": (JOBS.extend_leases, (chosen, ones, timedelta(seconds=9), TODAY)),
+        "release_jobs": (JOBS.release_jobs, (chosen, ones, none)),
+        "remove_free_jobs": (JOBS.remove_free_jobs, (1, chosen)),
+        "load_plans": (PLAN.load_plans, (chosen, ones, low, high, TODAY)),
+        "load_deliveries": (LOAD.load_deliveries, (chosen, ones, low, high, TODAY)),
+        "lock_cancelled": (SETTLE.lock_cancelled, (chosen, ones, low, high)),
+        "lock_deliveries": (SETTLE.lock_deliveries, (chosen, ones, low, high)),
+        "update_deliveries": (
+            SETTLE.update_deliveries,
+            (chosen, ones, [2] * n, none, ones, ones, none, low, [0] * n, TODAY, high),
+        ),
+        "load_statuses": (INTERVENE.load_statuses, (1, chosen[0], *ids.family_range(chosen[0]))),
+        "load_replays": (INTERVENE.load_replays, (1, chosen, low, high)),
+    }
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("analyzed", [False, True], ids=["never analyzed", "analyzed empty"])
+async def test_rows_are_reached_by_index_in_their_partition(database: Database, analyzed: bool) -> None:
+    async with database.acquire() as conn:
+        await ensure_partitions(conn, TODAY, days_ahead=28, days_behind=1)
+        if analyzed:
+            await conn.execute("ANALYZE")
+        for name, (query, args) in hot(some()).items():
+            await prepare(conn, name, query, args)
+        unix_ms = int(TODAY.timestamp() * 1000)
+        await conn.execute(FILL, unix_ms, TODAY, 1, 100_000)
+        await conn.execute(
+            "INSERT INTO delivery (id, project_id, notification_id, channel, status, address)"
+            " SELECT id, 1, id, 1, 0, '' FROM job"
+        )
+        await conn.execute("INSERT INTO notification (id, project_id, priority) SELECT id, 1, 2 FROM job")
+        chosen = [row["id"] for row in await conn.fetch("SELECT id FROM job ORDER BY id LIMIT 50")]
+        partitions = {row["relname"] for row in await conn.fetch("SELECT relname FROM pg_class WHERE relispartition")}
+        today = f"_p{ids.time_of(chosen[0]):%Y%m%d}"
+        for name, (_, args) in hot(chosen).items():
+            plan = await explain(conn, name, args)
+            assert not scans(plan), f"{name} reads whole tables: {scans(plan)}"
+            touched = {
+                node["Relation Name"]
+                for node in nodes(plan)
+                if node.get("Relation Name") in partitions and node.get("Actual Loops")
+            }
+            assert all(relation.endswith(today) for relation in touched), f"{name} touches {touched}"
+            assert buffers(plan) < 4_000, f"{name} touches {buffers(plan)} buffers for 50 rows"
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("analyzed", [False, True], ids=["never analyzed", "analyzed empty"])
+async def test_a_claim_costs_the_same_whatever_waits(database: Database, analyzed: bool) -> None:
+    unix_ms = int(TODAY.timestamp() * 1000)
+    costs = []
+    async with database.acquire() as conn:
+        if analyzed:
+            await conn.execute("ANALYZE")
+        await prepare(conn, "load_waiting", JOBS.load_waiting, WAITING)
+        await prepare(conn, "claim_jobs", JOBS.claim_jobs, claiming(20))
+        for size, begin in ((1_000, unix_ms), (200_000, unix_ms + 10_000)):
+            await conn.execute(FILL, begin, TODAY - timedelta(seconds=1), 1, size)
+            await conn.execute(FILL, begin + 5_000, TODAY + timedelta(days=1), 1, size)  # scheduled
+            waiting = await explain(conn, "load_waiting", WAITING)
+            assert not scans(waiting)
+            claim = await explain(conn, "claim_jobs", claiming(20))
+            assert not scans(claim)
+            assert claim["Actual Rows"] == 100
+            costs.append((buffers(waiting), buffers(claim)))
+    (few_waiting, few_claim), (many_waiting, many_claim) = costs
+    assert many_waiting < few_waiting * 1.5 + 40, costs
+    assert many_claim < few_claim * 1.5 + 40, costs

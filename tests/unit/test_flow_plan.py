@@ -1,0 +1,165 @@
+"""Planning as a decision: who is told where, and a reason for every no."""
+
+from __future__ import annotations
+
+import random
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tidings import ids
+from tidings.channels import CHANNELS
+from tidings.directory.catalog import Account, TemplateVersion, TypeVersion
+from tidings.flow.plan import ONE_ADDRESS, Facts, decide_plan
+from tidings.model.words import Channel, Priority, Reason, Status
+from tidings.providers.port import Config
+from tidings.templating import compile_template
+
+NOTIFICATION = ids.new_id(datetime(2031, 3, 14, tzinfo=UTC), random.Random(1))
+USER = Facts(
+    NOTIFICATION, 1, 5, "ada", None, None, 2, None, False, None, False, False, True, "de-AT",
+    [Channel.email, Channel.email, Channel.webhook, Channel.webhook],
+    ["first@example.com", "second@example.com", "https://example.com/a", "https://example.com/b"],
+    [False] * 4, False,
+)  # fmt: skip
+DIRECT = USER._replace(
+    type_version_id=None, user_id=None, to_channel=1, to_address="ada@example.com", user_exists=False, user_locale=None
+)
+
+
+def template(*channels: Channel) -> TemplateVersion:
+    sources: dict[Channel, Any] = {
+        Channel.email: {"en": {"subject": "Hi", "text": "Hi"}, "de": {"subject": "Hallo", "text": "Hallo"}},
+        Channel.in_app: {"en": {"title": "Hi"}},
+        Channel.webhook: {"en": {"body": "{}"}},
+    }
+    content = {"default_locale": "en", "channels": {c.name: sources[c] for c in channels}}
+    compiled = compile_template(content, CHANNELS)
+    return TemplateVersion(3, 1, "t", 1, frozenset(), frozenset(channels), compiled)
+
+
+def type_(*steps: tuple[Channel, ...]) -> TypeVersion:
+    return TypeVersion(5, 1, "k", 1, "orders", False, Priority.medium, False, "t", steps, None, False, None)
+
+
+def account(id_: int, channel: Channel, *, test: bool = False) -> Account:
+    return Account(id_, 1, str(id_), channel, "x", Config(), 100, None, 1, 9, test, 1)
+
+
+ALL = (Channel.email, Channel.in_app, Channel.webhook)
+ACCOUNTS = {c: (account(c, c), account(10 + c, c, test=True)) for c in ALL}
+TEMPLATE = template(*ALL)
+
+
+def test_without_steps_every_channel_of_the_template_is_used_in_the_users_language() -> None:
+    planned = decide_plan(USER, type_(), TEMPLATE, ACCOUNTS)
+    assert [(p.channel, p.address, p.status) for p in planned] == [
+        (Channel.email, "first@example.com", Status.queued),
+        (Channel.in_app, "ada", Status.queued),
+        (Channel.webhook, "https://example.com/a", Status.queued),
+        (Channel.webhook, "https://example.com/b", Status.queued),
+    ]
+    # Where there is German text, dates and numbers are Austrian.
+    assert [p.locale for p in planned] == ["de-AT", "en", "en", "en"]
+    assert all(p.account_id is None and p.template_version_id == 3 for p in planned)
+    [asked] = decide_plan(USER._replace(locale="en"), type_((Channel.email,)), TEMPLATE, ACCOUNTS)
+    assert asked.locale == "en"
+
+
+def test_steps_order_and_narrow_and_a_channel_is_used_once() -> None:
+    steps = type_((Channel.in_app,), (Channel.email, Channel.in_app))
+    assert [p.channel for p in decide_plan(USER, steps, TEMPLATE, ACCOUNTS)] == [Channel.in_app, Channel.email]
+    only = USER._replace(channels=1 << Channel.email)
+    assert [p.channel for p in decide_plan(only, steps, TEMPLATE, ACCOUNTS)] == [Channel.email]
+
+
+@pytest.mark.parametrize(
+    ("facts", "accounts", "status", "reason"),
+    [
+        (USER._replace(expired=True), ACCOUNTS, Status.expired, Reason.expired),
+        (USER._replace(user_exists=False), ACCOUNTS, Status.skipped, Reason.user_deleted),
+        (
+            USER._replace(address_channels=None, addresses=None, suppressed=None),
+            ACCOUNTS,
+            Status.skipped,
+            Reason.no_address,
+        ),
+        (USER._replace(suppressed=[True] * 4), ACCOUNTS, Status.skipped, Reason.suppressed),
+        (USER, {}, Status.skipped, Reason.no_account),
+        (USER, {Channel.email: (account(11, Channel.email, test=True),)}, Status.skipped, Reason.no_account),
+        (USER._replace(test=True), {Channel.email: (account(1, Channel.email),)}, Status.skipped, Reason.no_account),
+        (DIRECT._replace(to_suppressed=True), ACCOUNTS, Status.skipped, Reason.suppressed),
+    ],
+)
+def test_every_no_has_its_reason(facts: Facts, accounts: Any, status: Status, reason: Reason) -> None:
+    kind = type_((Channel.email,)) if facts.type_version_id else None
+    [planned] = decide_plan(facts, kind, TEMPLATE if kind else None, accounts)
+    assert (planned.status, planned.reason) == (status, reason)
+
+
+def test_a_template_that_lost_the_channel_is_a_reason_too() -> None:
+    [planned] = decide_plan(USER, type_((Channel.email,)), template(Channel.in_app), ACCOUNTS)
+    assert planned.reason is Reason.no_template
+    only_mail = USER._replace(channels=1 << Channel.email)
+    [planned] = decide_plan(only_mail, type_(), template(Channel.in_app), ACCOUNTS)
+    assert (planned.channel, planned.reason) == (Channel.email, Reason.no_template)
+
+
+def test_a_suppressed_address_gives_way_to_the_next_one() -> None:
+    facts = USER._replace(suppressed=[True, False, False, False])
+    [planned] = decide_plan(facts, type_((Channel.email,)), TEMPLATE, ACCOUNTS)
+    assert planned.address == "second@example.com"
+
+
+def test_what_is_simulated_is_pinned_to_the_simulator() -> None:
+    [planned] = decide_plan(USER._replace(test=True), type_((Channel.email,)), TEMPLATE, ACCOUNTS)
+    assert planned.account_id == 11
+    [planned] = decide_plan(DIRECT._replace(to_address="bounce@simulator.test"), None, None, ACCOUNTS)
+    assert planned.account_id == 11
+
+
+def test_a_cancelled_notification_makes_nothing() -> None:
+    assert decide_plan(USER._replace(cancelled=True), type_(), TEMPLATE, ACCOUNTS) == []
+
+
+@given(
+    steps=st.lists(st.lists(st.sampled_from(ALL), min_size=1, max_size=3), max_size=3),
+    covers=st.sets(st.sampled_from(ALL), min_size=1),
+    has=st.sets(st.sampled_from(ALL)),
+    channels=st.none() | st.sets(st.sampled_from(ALL), min_size=1),
+    expired=st.none() | st.booleans(),
+    exists=st.booleans(),
+    test=st.booleans(),
+    suppressed=st.lists(st.booleans(), min_size=4, max_size=4),
+)
+def test_everybody_is_told_or_it_is_said_why_not(
+    steps: list[list[Channel]],
+    covers: set[Channel],
+    has: set[Channel],
+    channels: set[Channel] | None,
+    expired: bool | None,
+    exists: bool,
+    test: bool,
+    suppressed: list[bool],
+) -> None:
+    mask = None if channels is None else sum(1 << c for c in channels)
+    facts = USER._replace(channels=mask, expired=expired, user_exists=exists, test=test, suppressed=suppressed)
+    kind = type_(*(tuple(step) for step in steps))
+    planned = decide_plan(facts, kind, template(*sorted(covers)), {c: ACCOUNTS[c] for c in has})
+    assert planned
+    for p in planned:
+        assert (p.status is Status.queued) == (p.reason is None)
+        assert channels is None or p.channel in channels
+        if p.status is Status.queued:
+            assert p.channel in has
+            assert p.channel in covers
+            assert p.address
+            assert (p.account_id is not None) == test
+            assert not expired
+            assert exists
+    assert len({(p.channel, p.address) for p in planned}) == len(planned)
+    for channel in ONE_ADDRESS:
+        assert sum(p.channel is channel for p in planned) <= 1
