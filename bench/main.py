@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import signal
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +28,8 @@ BOUND: Final = 300.0
 
 async def measure(names: list[str], scale: Scale, console: Console) -> dict[str, Any]:
     """Run the named measurements; one that breaks is reported under `failed` and takes no other down."""
+    if (whole := asyncio.current_task()) is not None:  # a SIGTERM ends every process of ours too
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, whole.cancel)
     rows: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
     at = datetime.now(UTC).isoformat(timespec="seconds")
@@ -50,13 +53,16 @@ async def measure(names: list[str], scale: Scale, console: Console) -> dict[str,
 
 
 def main(names: list[str] | None = None, *, quick: bool = False, as_json: bool = False) -> int:
-    """Measure, print, and (a whole run) write; 1 if a measurement failed, 2 if there is none of a name."""
+    """Measure, print, and (a whole run) write; 1 if a measurement failed, 2 if there is none of a name, 143 when told to end."""
     console = Console(stderr=True)
     if unknown := [name for name in names or () if name not in ROWS]:
         console.print(f"There is no benchmark {', '.join(unknown)}; there are {', '.join(ROWS)}.")
         return 2
     chosen = [name for name in ROWS if not names or name in names]
-    run = uvloop.run(measure(chosen, QUICK if quick else Scale(), console))
+    try:
+        run = uvloop.run(measure(chosen, QUICK if quick else Scale(), console))
+    except asyncio.CancelledError:
+        return 143
     if as_json:
         print(json.dumps(run, ensure_ascii=False))
     else:

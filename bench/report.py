@@ -46,7 +46,8 @@ def to_sentence(machine: dict[str, Any], at: str) -> str:
     """The machine in one line."""
     return (
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GiB, {machine['kernel']}, "
-        f"Python {machine['python']}, PostgreSQL {machine['postgresql']}, {at[:10]}"
+        f"Python {machine['python']}, PostgreSQL {machine['postgresql']}, {at[:10]}, "
+        f"load average before: {machine['load_average_before'][0]:g}"
     )
 
 
@@ -107,8 +108,8 @@ def render_markdown(run: dict[str, Any]) -> str:
 # ---------------------------------------------------------------- the picture
 
 _WIDTH: Final = 880
-_LABEL: Final = 350
-_PLOT: Final = 330
+_LABEL: Final = 380
+_PLOT: Final = 360
 _LINE: Final = 26
 _STYLE: Final = """
   text { font: 13px system-ui, sans-serif; fill: #1c2430 }

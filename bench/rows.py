@@ -399,12 +399,12 @@ async def large_backlog(stage: Stage, scale: Scale) -> list[Row]:
     rows = []
     async with Sampler(rss, 0.1) as many:
         for name, what, slots in (
-            # With 64 slots all of them wait for the provider; with the default the processor is full before they are.
-            ("critical_overtake", f"every slot busy, {SLOW_MS} ms provider, p99", 64),
-            ("critical_overtake_busy", "every processor busy, p99", None),
+            # With 64 slots they are all taken; with the default the processors are busy before the slots are.
+            ("critical_overtake", "64 slots, p99", 64),
+            ("critical_overtake_busy", "256 slots, p99", None),
         ):
             tails, extras = await _overtake(stage, scale, slots)
-            title = f"Critical among {size} due low ones, {what}"
+            title = f"Critical beside {size} due low ones, {what}"
             rows.append(Row(name, title, "ms", tails, 500, "lower", extras=extras))
     await stage.discard_backlog()
     return [
@@ -448,6 +448,7 @@ async def _overtake(stage: Stage, scale: Scale, slots: int | None) -> tuple[list
         "p50_ms": _round(statistics.median(halves)),
         "longest_ms": _round(max(worst)),
         "slots": slots or 256,
+        "provider_ms": SLOW_MS,
         "sends_in_flight": _round(statistics.median(busy)),
         "low_sent_per_second_meanwhile": _round(statistics.median(rates)),
         "still_due_at_the_end": left,

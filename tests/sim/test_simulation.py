@@ -21,7 +21,7 @@ from world import HISTORY, LEASE, OWNER, Api, People, Process, WorkerProcess, Wo
 
 from tidings.db.pool import Database
 
-CHAOS_ENDS = 20.0
+CHAOS_ENDS = 16.0
 """Virtual seconds; afterwards nothing fails any more, and the world has to come to rest."""
 REST_BY = 300.0
 
@@ -86,7 +86,7 @@ async def run(world: World) -> list[str]:
         return process
 
     apis = [await start(Api) for _ in range(2)]
-    workers = [await start(WorkerProcess) for _ in range(rng.choice((1, 2, 3)))]
+    workers = [await start(WorkerProcess) for _ in range(rng.choice((1, 2, 2, 3)))]
     people = People(world, apis)  # type: ignore[arg-type]  # they are Api processes
     lives = [asyncio.create_task(people.live(CHAOS_ENDS)) for _ in range(2)]
     broken: list[str] = []
@@ -95,10 +95,10 @@ async def run(world: World) -> list[str]:
             await asyncio.sleep(rng.uniform(0.5, 1.5))
             if loop.time() > CHAOS_ENDS:
                 world.chaos = 0.0
-            elif rng.random() < 0.06 * world.chaos:
-                victim = rng.choice(apis + workers)
-                if rng.random() < 0.5:
-                    victim.frozen_until = loop.time() + rng.uniform(0.5, 2.5) * LEASE.total_seconds()
+            elif rng.random() < 0.12 * world.chaos:
+                victim = rng.choice(apis + workers + workers)
+                if rng.random() < 0.7:
+                    victim.frozen_until = loop.time() + rng.uniform(0.5, 2.0) * LEASE.total_seconds()
                     world.faults.append(f"{victim.name} froze")
                 else:
                     await victim.crash()

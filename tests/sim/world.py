@@ -127,9 +127,9 @@ class Process:
         self._connections: list[TurnConnection] = []
         self._pools: list[Any] = []
 
-    async def start(self, pool: int = 4) -> None:
+    async def start(self, pool: int = 3) -> None:
         self.database = await self._connect(pool)
-        self.side_database = await self._connect(2)
+        self.side_database = await self._connect(1)
         token = OWNER.set(self)
         try:
             self.assemble()
@@ -359,7 +359,7 @@ class Scripted:
         loop, rng = self._world.loop, self._rng
         call = Call(key, loop.time())
         self._world.calls.append(call)
-        await asyncio.sleep(rng.uniform(0.0, 0.3))
+        await asyncio.sleep(rng.uniform(0.0, rng.choice((0.3, 0.3, 1.7))))
         while self._process.frozen:
             await asyncio.sleep(self._process.frozen_until - loop.time())
         if rng.random() > 0.2 + 0.3 * self._world.chaos:
@@ -417,7 +417,7 @@ class People:
         while self._world.loop.time() < until:
             await asyncio.sleep(self._rng.uniform(0.0, 2.0))
             draw = self._rng.random()
-            if draw < 0.75:
+            if draw < 0.65:
                 mine += await self._ask()
             elif draw < 0.93:
                 await self._cancel()
@@ -430,7 +430,7 @@ class People:
     async def _ask(self) -> list[Asked]:
         project = self._rng.choice(self._world.projects)
         test = self._rng.random() < 0.1
-        group = [self._draw(project, test) for _ in range(self._rng.choice((1, 1, 2, 6)))]
+        group = [self._draw(project, test) for _ in range(self._rng.choice((1, 1, 2, 4)))]
         self._world.asked += group
         if self._rng.random() < 0.1:  # the same key twice in one batch
             group.append(group[0])

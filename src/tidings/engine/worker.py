@@ -477,7 +477,13 @@ class SendLane(Generic[Prepared, Result]):
 
     async def _settle(self, batch: Sequence[tuple[Job, Prepared, Result]]) -> Sequence[None]:
         await self._checkpoint("settle.before")
-        lanes = await self._handler.settle(batch)
+        try:
+            lanes = await self._handler.settle(batch)
+        except Exception as error:  # told once for all of them; each goes back to be settled again
+            log.warning(
+                "worker.settle_failed", lane=self.lane, jobs=len(batch), error=type(error).__name__, detail=str(error)
+            )
+            raise
         await self._checkpoint("settle.after")
         if self._observe_batch is not None:
             self._observe_batch("settle", len(batch))
@@ -490,12 +496,9 @@ class SendLane(Generic[Prepared, Result]):
             return
         if not isinstance(error, Exception):
             return
+
         # The database refused or went away. The result is all we know of a message that may be out: keep it and its
         # lease, and try again until it is recorded or the lease is lost to another worker (then it is a late answer).
-        log.warning(
-            "worker.settle_failed", lane=self.lane, job=str(job.id), error=type(error).__name__, detail=str(error)
-        )
-
         async def again() -> None:
             await asyncio.sleep(SETTLE_AGAIN)
             self.settling.add((job, what, result)).add_done_callback(

@@ -91,7 +91,7 @@ class Process:
             self.lines.append({"event": "end of log"})
             self._news.notify_all()
 
-    async def said(self, event: str, timeout: float = 30, **fields: Any) -> dict[str, Any]:
+    async def said(self, event: str, timeout: float = 60, **fields: Any) -> dict[str, Any]:
         """The first log line of this event with these fields, as soon as there is one."""
 
         def found() -> dict[str, Any] | None:
@@ -259,7 +259,7 @@ async def until(condition: Callable[[], Awaitable[bool]], timeout: float, what: 
         raise AssertionError(f"not within {timeout:g} s: {what}") from None
 
 
-async def drained(database: Database, timeout: float = 30, *, hurry: bool = False) -> None:
+async def drained(database: Database, timeout: float = 60, *, hurry: bool = False) -> None:
     """Wait until no work is left.
 
     Args:

@@ -193,10 +193,10 @@ class Round:
         if self.rng.random() < 0.5:
             wanted = self.load.accepted + more
             async with self.load.moved:
-                await asyncio.wait_for(self.load.moved.wait_for(lambda: self.load.accepted >= wanted), 30)
+                await asyncio.wait_for(self.load.moved.wait_for(lambda: self.load.accepted >= wanted), 60)
         else:
             received = len(self.hooks.receipts) + more // 2
-            await self.hooks.news.wait_until(lambda: len(self.hooks.receipts) >= received, 30)
+            await self.hooks.news.wait_until(lambda: len(self.hooks.receipts) >= received, 60)
 
     async def fault(self, kind: str) -> None:
         if kind == "worker":
@@ -214,7 +214,7 @@ class Round:
             async def restarted() -> bool:
                 return self.server.restarts > restarts
 
-            await until(restarted, 30, "PostgreSQL was started again")
+            await until(restarted, 60, "PostgreSQL was started again")
         else:
             await self.sleep()
 
@@ -237,7 +237,7 @@ class Round:
                 )
                 return not left
 
-            await until(taken, 15, "the leases of a sleeping worker ran out")
+            await until(taken, 30, "the leases of a sleeping worker ran out")
         finally:
             sleeper.signal(signal.SIGCONT)
 
@@ -297,6 +297,7 @@ class Round:
         assert requested == len(rows)
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("seed", SEEDS)
 async def test_nothing_is_lost_and_nothing_is_sent_twice_unrecorded(
     seed: int, server_folder: Path, tmp_path: Path
@@ -306,19 +307,23 @@ async def test_nothing_is_lost_and_nothing_is_sent_twice_unrecorded(
         system = Round(seed)
         await system.open(stack, server_folder / f"kill-{seed}", tmp_path)
         over = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         kinds = ("keyed", "keyed", "keyed", "bare", "batch")
         clients = [asyncio.create_task(system.load.client(kind, over)) for kind in kinds]
         try:
             for kind in system.rng.sample(ROUNDS, len(ROUNDS)):
                 await system.moment()
-                print(f"{system.load.accepted} accepted: {kind}")
+                print(f"{loop.time() - began:.1f} s, {system.load.accepted} accepted: {kind}")
                 await system.fault(kind)
             await system.moment()
         finally:
             over.set()
             await asyncio.gather(*clients)
+        print(f"{loop.time() - began:.1f} s, {system.load.accepted} accepted: over")
         await system.load.repeat()
-        await drained(system.database, hurry=True)
+        await drained(system.database, 90, hurry=True)
+        print(f"{loop.time() - began:.1f} s: everything is settled")
         await system.check()
         silent = [line for process in system.system.processes for line in process.lines if line.get("level") == "error"]
         assert not silent, json.dumps(silent, indent=1)
