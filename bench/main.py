@@ -53,7 +53,11 @@ async def measure(names: list[str], scale: Scale, console: Console) -> dict[str,
 
 
 def main(names: list[str] | None = None, *, quick: bool = False, as_json: bool = False) -> int:
-    """Measure, print, and (a whole run) write; 1 if a measurement failed, 2 if there is none of a name, 143 when told to end."""
+    """Measure, print, and (a whole run) write.
+
+    Returns:
+        The exit code: 1 if a measurement failed, 2 if there is none of a name, 143 when ended by SIGTERM.
+    """
     console = Console(stderr=True)
     if unknown := [name for name in names or () if name not in ROWS]:
         console.print(f"There is no benchmark {', '.join(unknown)}; there are {', '.join(ROWS)}.")

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from tidings.cli import app
-from tidings.flow.accept import Request
+from tidings.flow.request import Request
 from tidings.model.words import CHANNELS_OF_THIS_VERSION, EventKind, Reason, Status
 
 ROOT = Path(__file__).parents[2]

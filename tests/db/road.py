@@ -26,10 +26,11 @@ from tidings.directory.types import parse_definition, put_type
 from tidings.directory.users import put_user
 from tidings.engine.worker import FeedLanes, SendLane, Wakes, no_checkpoint, sweep
 from tidings.errors import Problem
-from tidings.flow.accept import Accepted, Acceptor, Request
+from tidings.flow.accept import Accepted, Acceptor
 from tidings.flow.intervene import Intervener
 from tidings.flow.measure import Meter
 from tidings.flow.plan import Planner
+from tidings.flow.request import Request
 from tidings.flow.send import Sender
 from tidings.flow.settle import Settler
 from tidings.model.messages import Message, SendResult, Sent

@@ -17,7 +17,7 @@ from tidings.directory.catalog import TemplateVersion, TypeVersion
 from tidings.directory.types import compile_schema
 from tidings.engine.jobs import FEEDER
 from tidings.errors import Forbidden, Invalid
-from tidings.flow.accept import DATA_LIMIT, Draft, Request, decide_acceptance
+from tidings.flow.request import DATA_LIMIT, Draft, Request, decide_acceptance
 from tidings.model.words import Channel, Priority, Scope
 from tidings.templating import compile_template
 

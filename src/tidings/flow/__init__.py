@@ -8,7 +8,7 @@
     settle   delivery, SendResult -> transition          one transaction for a whole batch: state, event, next job
     measure  deltas -> roll-ups                          batched
 
-One direction: a stage knows the ones before it only by their rows; a retry is a new job. `jobs.py` says which job is
-which and on which lane it waits. Besides the road: `intervene.py` (cancel, replay) and `timeline.py` (what is shown).
-Only this room writes the flow tables; only the engine writes the job table.
+`request.py` is what accept decides on. One direction: a stage knows the ones before it only by their rows; a retry is a
+new job. `jobs.py` says which job is which and on which lane it waits. Besides the road: `intervene.py` (cancel, replay)
+and `timeline.py` (what is shown). Only this room writes the flow tables; only the engine writes the job table.
 """

@@ -1,64 +1,51 @@
 """Accept: a request becomes a notification and its plan job, committed before the caller hears 202.
 
-Everything that can be refused is refused before the group commit: the shape, the size, the type, the data against the
-schema and the template, the user, the times. What reaches the batch is expected to succeed; if the database refuses it
-all the same, the batch is halved until only the bad request is refused.
+Everything that can be refused is refused before the group commit (see `request.py`; here only what needs the
+database: the type, the user). What reaches the batch is expected to succeed; if the database refuses it all the same,
+the batch is halved until only the bad request is refused.
 
 An idempotency key is claimed in the same transaction. A duplicate waits for the first and gets its answer.
 """
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Literal, NamedTuple
-from uuid import UUID
+from datetime import datetime, timedelta
+from typing import Final
 
 import asyncpg
 import msgspec
 
 from tidings import ids
-from tidings.channels import CHANNELS
 from tidings.clock import Clock
 from tidings.db.pool import Connection, Database, Record
 from tidings.db.sql import load_queries
 from tidings.directory.access import Caller
 from tidings.directory.catalog import Catalog, TemplateVersion, TypeVersion
-from tidings.directory.users import parse_locale
 from tidings.engine.batch import Batcher
-from tidings.engine.jobs import NewJob, insert_jobs
+from tidings.engine.jobs import insert_jobs
 from tidings.engine.worker import Wakes, no_checkpoint
 from tidings.errors import (
     CommitUnknown,
     DatabaseError,
     FieldError,
-    Forbidden,
     IdempotencyBusy,
     IdempotencyMismatch,
     Internal,
     Invalid,
     Problem,
-    RenderError,
     Unavailable,
 )
-from tidings.flow.jobs import plan_job, to_mask
 from tidings.flow.measure import Counts, Dimension, Meter
-from tidings.model.words import CHANNELS_OF_THIS_VERSION, Channel, EventKind, Guarantee, Priority, Scope
+from tidings.flow.request import KEY_FORM, Draft, Request, decide_acceptance, refuse, to_fingerprint, to_key_error
+from tidings.model.words import EventKind, Scope
 
 SQL: Final = load_queries(__package__, "accept.sql")
-
-DATA_LIMIT: Final = 64 * 1024
-"""Bytes of `data` as JSON; the same for `content`."""
-METADATA_LIMIT: Final = 8 * 1024
 BATCH_LIMIT: Final = 1_000
 """Notifications in one batch request."""
 GROUP_LIMIT: Final = 2_000
 """Notifications in one group commit."""
-PAST_TOLERANCE: Final = timedelta(minutes=1)
-"""A `send_at` this little in the past is a clock that is slightly off, and means now."""
 KEY_WAIT: Final = 1.0
 """Seconds for which a request waits for the first one with its idempotency key."""
 KEY_WAIT_AGAIN: Final = 0.05
@@ -66,83 +53,6 @@ KEY_WAIT_AGAIN: Final = 0.05
 KNOWN_USERS: Final = 100_000
 KNOWN_USER_TTL: Final = 30.0
 """Seconds for which a user that was seen is taken to exist; planning looks again."""
-
-_KEY: Final = re.compile(r"[\x21-\x7e][\x20-\x7e]{0,254}")
-_NUL: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
-"""An escaped U+0000 in JSON, but not the text `\\u0000` itself, whose backslash is escaped."""
-
-
-class To(msgspec.Struct, forbid_unknown_fields=True):
-    """Whom to tell: exactly one of these."""
-
-    user: str | None = None
-    email: str | None = None
-    phone: str | None = None
-    webhook: str | None = None
-
-
-class DirectContent(msgspec.Struct, forbid_unknown_fields=True):
-    """What to say without a type. Which fields count depends on the channel of the address."""
-
-    subject: str | None = None
-    text: str | None = None
-    html: str | None = None
-    title: str | None = None
-    body: str | None = None
-    url: str | None = None
-    payload: dict[str, Any] | None = None
-
-
-class Request(msgspec.Struct, forbid_unknown_fields=True):
-    """One notification as the API takes it."""
-
-    to: To
-    type: str | None = None
-    data: dict[str, Any] | None = None
-    content: DirectContent | None = None
-    priority: Literal["critical", "high", "medium", "low"] | None = None
-    channels: list[Literal["email", "sms", "push", "in_app", "webhook", "chat"]] | None = None
-    guarantee: Guarantee | None = None
-    send_at: datetime | None = None
-    expires_at: datetime | None = None
-    locale: str | None = None
-    metadata: dict[str, str] | None = None
-    idempotency_key: str | None = None
-    """In a batch; a single request has the `Idempotency-Key` header."""
-
-
-class Row(NamedTuple):
-    """A notification as it is inserted; the order of the fields is that of insert_notifications' arrays."""
-
-    id: UUID
-    project_id: int
-    type_version_id: int | None
-    user_id: str | None
-    to_channel: int | None
-    to_address: str | None
-    priority: int
-    channels: int | None
-    at_most_once: bool
-    test: bool
-    locale: str | None
-    data: str | None
-    content: str | None
-    metadata: str | None
-    send_at: datetime | None
-    expires_at: datetime | None
-    traceparent: str | None
-
-
-class Draft(NamedTuple):
-    """A request that may be accepted: the row, its job, and what it counts as."""
-
-    row: Row
-    job: NewJob
-    category: str
-    key: str | None
-    fingerprint: bytes | None
-    taken_at: float = 0.0
-    """Monotonic seconds."""
 
 
 class Accepted(msgspec.Struct, omit_defaults=True):
@@ -156,7 +66,6 @@ class Accepted(msgspec.Struct, omit_defaults=True):
 Answer = Accepted | Problem
 
 _encode: Final = msgspec.json.Encoder().encode
-_canonical: Final = msgspec.json.Encoder(order="sorted").encode
 _decode_accepted: Final = msgspec.json.Decoder(Accepted).decode
 
 
@@ -210,15 +119,15 @@ class Acceptor:
             traceparent: W3C trace context to carry along.
         """
         caller.require(Scope.send)
-        if key is not None and not _KEY.fullmatch(key):
-            raise Invalid("The idempotency key is not usable.", errors=[_bad_key("Idempotency-Key")])
+        if key is not None and not KEY_FORM.fullmatch(key):
+            raise Invalid("The idempotency key is not usable.", errors=[to_key_error("Idempotency-Key")])
         users = await self._load_users(caller.project_id, requests)
         answers: list[Answer | None] = []
         drafts: list[Draft] = []
         places: list[int] = []
         refused: list[tuple[int, str, bytes]] = []
         now = self._clock.now()
-        whole = _fingerprint(requests) if key is not None and len(requests) != 1 else None
+        whole = to_fingerprint(requests) if key is not None and len(requests) != 1 else None
         for i, request in enumerate(requests):
             if isinstance(request, Problem):
                 answers.append(request)
@@ -227,12 +136,12 @@ class Acceptor:
             used = fingerprint = None
             if own is not None or key is not None:
                 used = own if own is not None else key if len(requests) == 1 else f"{key}#{i}"
-                fingerprint = whole if own is None and whole else _fingerprint(request)
+                fingerprint = whole if own is None and whole else to_fingerprint(request)
             try:
                 draft = await self._draft(caller, request, users, now, traceparent)
             except Problem as problem:
                 answers.append(problem)
-                if used is not None and fingerprint is not None and _KEY.match(used):
+                if used is not None and fingerprint is not None and KEY_FORM.match(used):
                     refused.append((i, used, fingerprint))
                 continue
             answers.append(None)
@@ -282,15 +191,15 @@ class Acceptor:
             if type_ is None:
                 type_ = await self._catalog.load_type(caller.project_id, request.type)
             if type_ is None:
-                raise _invalid("/type", f"There is no type {request.type!r} in this project.")
+                raise refuse("/type", f"There is no type {request.type!r} in this project.")
             template = self._catalog.peek_template(caller.project_id, type_.template_key)
             if template is None:
                 template = await self._catalog.load_template(caller.project_id, type_.template_key)
             if template is None:
-                raise _invalid("/type", f"The template {type_.template_key!r} of this type has no published version.")
+                raise refuse("/type", f"The template {type_.template_key!r} of this type has no published version.")
         user = request.to.user
         if user is not None and user not in users:
-            raise _invalid("/to/user", f"There is no user {user!r} in this project; create it with PUT /api/v1/users.")
+            raise refuse("/to/user", f"There is no user {user!r} in this project; create it with PUT /api/v1/users.")
         return decide_acceptance(
             caller,
             request,
@@ -392,213 +301,6 @@ class Acceptor:
 async def forget_keys(database: Database) -> None:
     """Delete the idempotency keys whose day is over."""
     await database.execute(SQL.forget_keys)
-
-
-def decide_acceptance(
-    caller: Caller,
-    request: Request,
-    type_: TypeVersion | None,
-    template: TemplateVersion | None,
-    *,
-    now: datetime,
-    horizon: timedelta,
-    id_: UUID,
-    traceparent: str | None,
-) -> Draft:
-    """The notification that this request makes. Pure.
-
-    Raises:
-        Invalid: with every fault that was found.
-        Forbidden: `critical` without leave.
-    """
-    errors: list[FieldError] = []
-    to = request.to
-    if (to.user is not None) + (to.email is not None) + (to.phone is not None) + (to.webhook is not None) != 1:
-        errors.append(FieldError("Give exactly one of `user`, `email`, `phone`, `webhook`.", "/to"))
-    channel, address = _ad_hoc(to, errors)
-    allowed = _allowed_channels(request, errors)
-    if type_ is not None and template is not None:
-        if request.content is not None:
-            errors.append(FieldError("Give `type` or `content`, not both.", "/content"))
-        covers = type_.covers(template)
-        channels = covers if allowed is None else covers & allowed
-        if channel is not None:
-            channels &= 1 << channel
-        if not channels and not errors:
-            named = ", ".join(c.name for c in Channel if covers >> c & 1) or "none"
-            said = f"The type {type_.key!r} sends on {named}; nothing is left of that here."
-            errors.append(FieldError(said, "/channels"))
-        data = request.data if request.data is not None else {}
-        errors += [
-            FieldError(f"The template needs the variable `{name}`.", f"/data/{name.replace('.', '/')}")
-            for name in template.missing(data)
-        ]
-        errors += [FieldError(e.detail, "/data" + (e.pointer or "")) for e in type_.check_data(data)]
-        priority = Priority[request.priority] if request.priority else type_.priority
-        at_most_once = type_.at_most_once if request.guarantee is None else request.guarantee is Guarantee.at_most_once
-    else:
-        channels = 1 << channel if channel is not None else 0
-        if request.content is None:
-            errors.append(FieldError("Give the `type` of the notification, or its `content`.", "/type"))
-        elif channel is None:
-            errors.append(
-                FieldError("Content without a type goes to one address: `email`, `phone` or `webhook`.", "/to")
-            )
-        else:
-            errors += _check_content(channel, request.content)
-        if request.data is not None:
-            errors.append(FieldError("`data` belongs to a type; here `content` says it all.", "/data"))
-        priority = Priority[request.priority] if request.priority else Priority.medium
-        at_most_once = request.guarantee is Guarantee.at_most_once
-    send_at = _check_time(request.send_at, "/send_at", now, horizon, errors)
-    expires_at = _check_time(request.expires_at, "/expires_at", now, horizon, errors)
-    if request.expires_at is not None and expires_at is None and not errors:
-        errors.append(FieldError("This is past: nothing could be sent any more.", "/expires_at"))
-    start = send_at or now
-    if expires_at is not None and expires_at <= start:
-        errors.append(FieldError("This is not after the time of sending.", "/expires_at"))
-    if expires_at is None and type_ is not None and type_.expires_after is not None:
-        expires_at = start + type_.expires_after
-    if request.locale is not None and not _is_locale(request.locale):
-        errors.append(FieldError(f"{request.locale!r} is not a locale; write one such as `de` or `de-AT`.", "/locale"))
-    data_text = _text(request.data, DATA_LIMIT, "/data", errors)
-    content_text = _text(_content_dict(request.content), DATA_LIMIT, "/content", errors)
-    metadata_text = _text(request.metadata, METADATA_LIMIT, "/metadata", errors)
-    if request.idempotency_key is not None and not _KEY.fullmatch(request.idempotency_key):
-        errors.append(_bad_key("/idempotency_key"))
-    if errors:
-        raise Invalid(_summary(errors), errors=errors)
-    allowed_critical = Scope.send_critical in caller.scopes or (type_ is not None and type_.critical)
-    if priority is Priority.critical and not allowed_critical:
-        raise Forbidden("Priority `critical` needs a key with the scope `send:critical`, or a type that allows it.")
-    row = Row(
-        id_,
-        caller.project_id,
-        type_.id if type_ is not None else None,
-        to.user,
-        int(channel) if channel is not None else None,
-        address,
-        int(priority),
-        allowed,
-        at_most_once,
-        caller.test,
-        request.locale,
-        data_text,
-        content_text,
-        metadata_text,
-        send_at,
-        expires_at,
-        traceparent,
-    )
-    job = plan_job(id_, caller.project_id, int(priority), channels, send_at, traceparent)
-    return Draft(row, job, type_.category if type_ is not None else "", None, None)
-
-
-def _ad_hoc(to: To, errors: list[FieldError]) -> tuple[Channel | None, str | None]:
-    for channel, field, text in (
-        (Channel.email, "email", to.email),
-        (Channel.sms, "phone", to.phone),
-        (Channel.webhook, "webhook", to.webhook),
-    ):
-        if text is not None:
-            try:
-                return channel, CHANNELS[channel].parse_address(text)
-            except ValueError as error:
-                errors.append(FieldError(str(error), f"/to/{field}"))
-                return channel, None
-    return None, None
-
-
-def _allowed_channels(request: Request, errors: list[FieldError]) -> int | None:
-    if request.channels is None:
-        return None
-    if not request.channels:
-        errors.append(FieldError("Name at least one channel, or leave `channels` out for all.", "/channels"))
-    for i, name in enumerate(request.channels):
-        if Channel[name] not in CHANNELS_OF_THIS_VERSION:
-            errors.append(FieldError(f"The channel `{name}` is not supported by this version.", f"/channels/{i}"))
-    return to_mask(Channel[name] for name in request.channels)
-
-
-def _check_content(channel: Channel, content: DirectContent) -> list[FieldError]:
-    try:
-        CHANNELS[channel].to_content(to_fields(channel, content))
-    except RenderError as error:
-        return [FieldError(str(error), "/content")]
-    return []
-
-
-def to_fields(channel: Channel, content: DirectContent) -> dict[str, str]:
-    """Direct content as the rendered fields of a channel."""
-    given = _content_dict(content) or {}
-    if channel is Channel.webhook:
-        payload = given.get("payload") or {k: v for k, v in given.items() if k != "payload"}
-        return {"body": _encode(payload).decode()}
-    return {k: v for k, v in given.items() if isinstance(v, str)}
-
-
-def _content_dict(content: DirectContent | None) -> dict[str, Any] | None:
-    if content is None:
-        return None
-    return {k: v for k, v in msgspec.structs.asdict(content).items() if v is not None}
-
-
-def _check_time(
-    at: datetime | None, pointer: str, now: datetime, horizon: timedelta, errors: list[FieldError]
-) -> datetime | None:
-    if at is None:
-        return None
-    if at.tzinfo is None:
-        errors.append(FieldError("Give the offset from UTC, such as `2026-12-01T09:00:00Z`.", pointer))
-        return None
-    if at < now - PAST_TOLERANCE:
-        errors.append(FieldError("This time is in the past.", pointer))
-        return None
-    if at > now + horizon:
-        errors.append(FieldError(f"This time is more than {horizon.days} days ahead.", pointer))
-        return None
-    return at.astimezone(UTC) if at > now else None
-
-
-def _is_locale(text: str) -> bool:
-    try:
-        parse_locale(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _text(value: Any, limit: int, pointer: str, errors: list[FieldError]) -> str | None:
-    if value is None:
-        return None
-    encoded = _encode(value)
-    if len(encoded) > limit:
-        errors.append(FieldError(f"This is {len(encoded):,} bytes of JSON; at most {limit:,} are taken.", pointer))
-        return None
-    if _NUL.search(encoded):
-        errors.append(FieldError("The character U+0000 cannot be stored.", pointer))
-        return None
-    return encoded.decode()
-
-
-def _summary(errors: Collection[FieldError]) -> str:
-    first = next(iter(errors)).detail
-    return first if len(errors) == 1 else f"{first} (and {len(errors) - 1} more)"
-
-
-def _invalid(pointer: str, detail: str) -> Invalid:
-    return Invalid(detail, errors=[FieldError(detail, pointer)])
-
-
-def _bad_key(where: str) -> FieldError:
-    said = "An idempotency key is 1 to 255 printable ASCII characters."
-    return FieldError(said, where) if where.startswith("/") else FieldError(said, parameter=where)
-
-
-def _fingerprint(request: Any) -> bytes:
-    if not isinstance(request, Request):
-        request = [r if isinstance(r, Request) else r.to_dict() for r in request]
-    return hashlib.sha256(_canonical(request)).digest()
 
 
 def _answer(

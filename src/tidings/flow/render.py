@@ -14,8 +14,8 @@ from tidings import ids
 from tidings.channels import CHANNELS
 from tidings.directory.catalog import TemplateVersion
 from tidings.errors import RenderError
-from tidings.flow.accept import DirectContent, to_fields
 from tidings.flow.load import Delivery
+from tidings.flow.request import DirectContent, to_fields
 from tidings.model.messages import Message
 
 _decode_content = msgspec.json.Decoder(DirectContent).decode

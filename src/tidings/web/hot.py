@@ -21,7 +21,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tidings.clock import Clock
 from tidings.directory.access import Access, Caller
 from tidings.errors import FieldError, Invalid, Malformed, MethodNotAllowed, Problem
-from tidings.flow.accept import BATCH_LIMIT, Accepted, Acceptor, Answer, DirectContent, Request, To
+from tidings.flow.accept import BATCH_LIMIT, Accepted, Acceptor, Answer
+from tidings.flow.request import DirectContent, Request, To
 from tidings.telemetry import Metrics, Trace, child_trace, new_trace, parse_traceparent
 from tidings.web.deps import parse_idempotency_key
 from tidings.web.edge import (
