@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final
 from uuid import UUID
 
@@ -19,6 +19,9 @@ _VALUES: Final = {c: i for i, c in enumerate(_ALPHABET)}
 _LOW64: Final = (1 << 64) - 1
 _VARIANT: Final = 0b10 << 62
 _RAND_B: Final = (1 << 62) - 1
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MS: Final = timedelta(milliseconds=1)
 
 NOTIFICATION: Final = "ntf"
 DELIVERY: Final = "dlv"
@@ -30,7 +33,7 @@ API_KEY: Final = "key"
 
 def new_id(now: datetime, rng: random.Random) -> UUID:
     """A UUIDv7 for `now` (aware), with 74 bits from `rng`."""
-    return id_from_ms(int(now.timestamp() * 1000), rng)
+    return id_from_ms((now - _EPOCH) // _MS, rng)
 
 
 def id_from_ms(unix_ms: int, rng: random.Random) -> UUID:
@@ -57,12 +60,12 @@ def family_bounds(ids: Iterable[UUID]) -> tuple[UUID, UUID]:
 
 def first_id_at(at: datetime) -> UUID:
     """The smallest id of the millisecond of `at`: a partition bound, or the start of a `since` filter."""
-    return UUID(int=int(at.timestamp() * 1000) << 80)
+    return UUID(int=(at - _EPOCH) // _MS << 80)
 
 
 def time_of(id_: UUID) -> datetime:
     """When the id was made, to the millisecond."""
-    return datetime.fromtimestamp((id_.int >> 80) / 1000, UTC)
+    return _EPOCH + (id_.int >> 80) * _MS
 
 
 def to_public(prefix: str, id_: UUID) -> str:

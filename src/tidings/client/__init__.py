@@ -55,7 +55,7 @@ from tidings.client.errors import (
     Unauthenticated,
     Unavailable,
 )
-from tidings.client.requests import ChannelName, NotificationRequest, PriorityName, ScopeName, To
+from tidings.client.requests import ChannelName, GuaranteeName, NotificationRequest, PriorityName, ScopeName, To
 
 __all__ = [
     "Accepted",
@@ -74,6 +74,7 @@ __all__ = [
     "Delivery",
     "FieldError",
     "Forbidden",
+    "GuaranteeName",
     "IdempotencyBusy",
     "IdempotencyMismatch",
     "InboxItem",

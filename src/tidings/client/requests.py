@@ -41,6 +41,7 @@ from tidings.client.answers import (
 
 ChannelName = Literal["email", "sms", "push", "in_app", "webhook", "chat"]
 PriorityName = Literal["critical", "high", "medium", "low"]
+GuaranteeName = Literal["at_least_once", "at_most_once"]
 ScopeName = Literal["send", "send:critical", "read", "manage"]
 GuaranteeName = Literal["at_least_once", "at_most_once"]
 
@@ -74,6 +75,7 @@ class NotificationRequest(TypedDict, total=False):
     locale: str
     metadata: Mapping[str, str]
     content: Mapping[str, Any]
+    guarantee: GuaranteeName
     idempotency_key: str
 
 
@@ -179,6 +181,7 @@ def send(
     locale: str | None = None,
     metadata: Mapping[str, str] | None = None,
     content: Mapping[str, Any] | None = None,
+    guarantee: GuaranteeName | None = None,
     idempotency_key: str | None = None,
     traceparent: str | None = None,
 ) -> Call[Accepted]:
@@ -193,6 +196,7 @@ def send(
         locale: beats the user's.
         metadata: kept with the notification and shown again; never sent.
         content: for example `{"subject": "Hi", "text": "Hello", "html": "<p>Hello</p>"}`.
+        guarantee: what to do when nobody knows whether the provider took it; beats the type's.
         idempotency_key: names the operation; the same key never sends twice within 24 hours.
         traceparent: W3C trace context to continue, passed on to the provider.
     """
@@ -207,6 +211,7 @@ def send(
         locale=locale,
         metadata=metadata,
         content=content,
+        guarantee=guarantee,
     )
     return _post("/api/v1/notifications", Accepted, body, idempotency_key, traceparent)
 

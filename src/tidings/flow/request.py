@@ -318,4 +318,6 @@ def to_fingerprint(request: Any) -> bytes:
     """What makes a repeated request (or batch of requests) the same one: SHA-256 of its canonical JSON."""
     if not isinstance(request, Request):
         request = [r if isinstance(r, Request) else r.to_dict() for r in request]
+    elif request.idempotency_key is not None:  # the same request, whether its key came in the body or in the header
+        request = msgspec.structs.replace(request, idempotency_key=None)
     return hashlib.sha256(_canonical(request)).digest()
