@@ -44,8 +44,11 @@ from tidings.demo.welcome import UpInfo
 from tidings.directory.access import Access
 from tidings.directory.catalog import Account, Catalog
 from tidings.directory.credentials import Vault
+from tidings.engine.feed import FeedLanes
 from tidings.engine.jobs import FEEDER, WAKE_CHANNEL, load_lag
-from tidings.engine.worker import FeedLanes, SendLane, Wakes, Worker
+from tidings.engine.lane import SendLane
+from tidings.engine.wakes import Wakes
+from tidings.engine.worker import Worker
 from tidings.errors import DatabaseUnsupported, SettingsError
 from tidings.flow.accept import Acceptor, forget_keys
 from tidings.flow.intervene import Intervener
@@ -60,9 +63,6 @@ from tidings.providers.http import AiohttpTransport
 from tidings.providers.port import Surroundings
 from tidings.settings import Settings
 from tidings.telemetry import Metrics
-from tidings.web import hot
-from tidings.web.app import create_web
-from tidings.web.deps import Deps
 from tidings.web.health import health_endpoints
 
 log = structlog.get_logger(__name__)
@@ -150,6 +150,11 @@ async def _readiness(core: Core) -> Mapping[str, str | None]:
 @contextlib.asynccontextmanager
 async def open_api(core: Core) -> AsyncIterator[ASGIApp]:
     """The web application over a core; drains on leaving."""
+    # Imported here: a worker serves no web application, and FastAPI is a third of its start-up.
+    from tidings.web import hot
+    from tidings.web.app import create_web
+    from tidings.web.deps import Deps
+
     settings, stage = core.settings, _flush_observer(core.metrics)
     acceptor = Acceptor(
         core.database,
@@ -331,6 +336,7 @@ async def _serve(app: ASGIApp, host: str, port: int, grace: timedelta) -> AsyncI
         access_log=False,
         server_header=False,
         date_header=False,
+        proxy_headers=False,
         backlog=2048,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=max(1, int(grace.total_seconds() * 0.8)),

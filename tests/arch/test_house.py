@@ -22,7 +22,6 @@ LINES = 600
 LONGER = {
     "cli.py": "one command after another; splitting would only scatter them",
     "db/embedded.py": "one supervisor, whose steps have to be read together",
-    "engine/worker.py": "the loops of a worker share what they hold",
     "providers/smtp.py": "a vendor is one file: its table of answers, its connection, its pool",
 }
 """Files with more than `LINES` lines, and why they are not two."""

@@ -24,7 +24,11 @@ from tidings.directory.projects import create_project
 from tidings.directory.templates import create_template_version, publish_template, put_template
 from tidings.directory.types import parse_definition, put_type
 from tidings.directory.users import put_user
-from tidings.engine.worker import FeedLanes, SendLane, Wakes, no_checkpoint, sweep
+from tidings.engine.checkpoint import no_checkpoint
+from tidings.engine.feed import FeedLanes
+from tidings.engine.lane import SendLane
+from tidings.engine.wakes import Wakes
+from tidings.engine.worker import sweep
 from tidings.errors import Problem
 from tidings.flow.accept import Accepted, Acceptor
 from tidings.flow.intervene import Intervener

@@ -23,7 +23,7 @@ from tidings.directory.audit import Actor
 from tidings.directory.catalog import Catalog
 from tidings.directory.credentials import Vault
 from tidings.directory.projects import create_project
-from tidings.engine.worker import Wakes
+from tidings.engine.wakes import Wakes
 from tidings.flow.accept import Acceptor
 from tidings.flow.intervene import Intervener
 from tidings.flow.measure import Meter

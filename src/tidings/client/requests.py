@@ -41,7 +41,6 @@ from tidings.client.answers import (
 
 ChannelName = Literal["email", "sms", "push", "in_app", "webhook", "chat"]
 PriorityName = Literal["critical", "high", "medium", "low"]
-GuaranteeName = Literal["at_least_once", "at_most_once"]
 ScopeName = Literal["send", "send:critical", "read", "manage"]
 GuaranteeName = Literal["at_least_once", "at_most_once"]
 

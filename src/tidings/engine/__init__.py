@@ -9,5 +9,8 @@ result.
     shares.py   who gets the free slots: priorities with floors and a reserve, fairness between projects
     gate.py     accounts: pace tokens, concurrency, circuit breaker
     batch.py    group commit with bisecting
-    worker.py   the loops, drain, lease extension, sweeper
+    lane.py     a sending lane: claim, send, settle
+    feed.py     the feeder lanes, held back while the lanes they feed are full
+    wakes.py    hints that there is work
+    worker.py   a process's lanes, drain, lease extension, sweeper
 """

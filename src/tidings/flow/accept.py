@@ -10,7 +10,7 @@ An idempotency key is claimed in the same transaction. A duplicate waits for the
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -24,8 +24,9 @@ from tidings.db.sql import load_queries
 from tidings.directory.access import Caller
 from tidings.directory.catalog import Catalog, TemplateVersion, TypeVersion
 from tidings.engine.batch import Batcher
+from tidings.engine.checkpoint import Checkpoint, no_checkpoint
 from tidings.engine.jobs import insert_jobs
-from tidings.engine.worker import Wakes, no_checkpoint
+from tidings.engine.wakes import Wakes
 from tidings.errors import (
     CommitUnknown,
     DatabaseError,
@@ -87,7 +88,7 @@ class Acceptor:
         *,
         window: float = 0.0,
         horizon: timedelta = timedelta(days=89),
-        checkpoint: Callable[[str], Awaitable[None]] = no_checkpoint,
+        checkpoint: Checkpoint = no_checkpoint,
         observe_batch: Callable[[str, int], None] | None = None,
     ) -> None:
         self._database = database

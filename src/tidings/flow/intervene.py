@@ -16,7 +16,7 @@ from tidings.db.sql import load_queries
 from tidings.directory.access import Caller
 from tidings.directory.audit import apply_audit
 from tidings.engine import jobs as queue
-from tidings.engine.worker import Wakes
+from tidings.engine.wakes import Wakes
 from tidings.errors import NotFound
 from tidings.flow.jobs import send_job
 from tidings.flow.measure import Counts, Dimension, Meter

@@ -8,7 +8,7 @@ needed, since a crash rolls it back.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, NamedTuple
@@ -24,9 +24,9 @@ from tidings.db.sql import load_queries
 from tidings.directory.catalog import Account, Catalog, TemplateVersion, TypeVersion
 from tidings.engine import jobs as queue
 from tidings.engine.batch import is_about_an_item
+from tidings.engine.checkpoint import Checkpoint, no_checkpoint
 from tidings.engine.jobs import Job, NewJob, Retry
 from tidings.engine.shares import Share
-from tidings.engine.worker import no_checkpoint
 from tidings.errors import DatabaseError
 from tidings.flow.jobs import ALL_CHANNELS, send_job
 from tidings.flow.measure import Counts, Dimension, Meter
@@ -189,7 +189,7 @@ class Planner:
         meter: Meter,
         clock: Clock,
         *,
-        checkpoint: Callable[[str], Awaitable[None]] = no_checkpoint,
+        checkpoint: Checkpoint = no_checkpoint,
     ) -> None:
         self._database = database
         self._catalog = catalog

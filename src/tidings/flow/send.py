@@ -20,7 +20,7 @@ from tidings.db.pool import Database
 from tidings.directory.catalog import Account, Catalog, TemplateVersion
 from tidings.engine.gate import Limits
 from tidings.engine.jobs import Job
-from tidings.engine.worker import Outcome
+from tidings.engine.lane import Outcome
 from tidings.errors import ProviderError, RenderError
 from tidings.flow.load import Delivery, load_deliveries
 from tidings.flow.render import render_message

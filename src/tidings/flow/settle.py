@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
@@ -23,8 +23,8 @@ from tidings.db.pool import Connection, Database
 from tidings.db.sql import load_queries
 from tidings.directory.catalog import Account, Catalog
 from tidings.engine import jobs as queue
+from tidings.engine.checkpoint import Checkpoint, no_checkpoint
 from tidings.engine.jobs import Job, Retry
-from tidings.engine.worker import no_checkpoint
 from tidings.flow.load import Delivery, load_deliveries
 from tidings.flow.measure import Counts, Dimension, Meter
 from tidings.model.messages import (
@@ -245,7 +245,7 @@ class Settler:
         clock: Clock,
         *,
         policies: Mapping[Channel, Policy] = POLICIES,
-        checkpoint: Callable[[str], Awaitable[None]] = no_checkpoint,
+        checkpoint: Checkpoint = no_checkpoint,
         observe_settled: Callable[[Settlement], None] | None = None,
         observe_attempt: Callable[[Account, SendResult, float], None] | None = None,
     ) -> None:
