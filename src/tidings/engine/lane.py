@@ -123,6 +123,8 @@ class SendLane(Generic[Prepared, Result]):
         self._checkpoint = checkpoint
         self._observe_batch = observe_batch
         self._event = wakes.event(lane)
+        self._room = asyncio.Event()
+        """A quarter of the slots has become free: worth a claim, however short ago the last one was."""
         self._gates: dict[int, Gate] = {}
         self._openings_at = 0.0
         self._credits = Credits()
@@ -154,7 +156,8 @@ class SendLane(Generic[Prepared, Result]):
             gap = CLAIM_GAP if self._free >= self._slots // 4 else SATURATED_GAP
             early = last_claim + gap - self._clock.monotonic()
             if early > 0:
-                await asyncio.sleep(early)
+                self._room.clear()
+                await wait_first(stop, self._room, timeout=early)
             self._event.clear()
             try:
                 claimed = await self.step()
@@ -399,6 +402,7 @@ class SendLane(Generic[Prepared, Result]):
                 held.gate.pause(pause, now)
         if was_full and self._free >= self._slots // 4:
             self._event.set()
+            self._room.set()
 
     def _tell_opening(self, gate: Gate, now: float) -> None:
         span = timedelta(seconds=(gate.breaker.open_until or now) - now)
