@@ -34,6 +34,7 @@ from pydantic import SecretStr
 from starlette.applications import Starlette
 from starlette.routing import Route
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tidings.clock import SystemClock
 from tidings.db.embedded import EmbeddedServer
@@ -51,7 +52,7 @@ from tidings.engine.wakes import Wakes
 from tidings.engine.worker import Worker
 from tidings.errors import DatabaseUnsupported, SettingsError
 from tidings.flow.accept import Acceptor, forget_keys
-from tidings.flow.intervene import Intervener
+from tidings.flow.intervene import Intervener, forget_letters
 from tidings.flow.measure import Meter, fold
 from tidings.flow.plan import Planner
 from tidings.flow.send import Sender
@@ -69,6 +70,9 @@ log = structlog.get_logger(__name__)
 
 CONFIG_CHANNEL: Final = "tidings_config"
 """NOTIFY channel; the payload is a project whose types, templates or accounts have changed."""
+
+HEAD_MAX: Final = 64 * 1024
+"""Octets of a request's line and header fields."""
 
 LOOPBACK: Final = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 
@@ -127,8 +131,24 @@ async def open_core(settings: Settings, dsn: str, *, name: str, pool: int) -> As
         yield Core(settings, database, clock, vault, catalog, Meter(side, clock), Metrics(), wakes)
 
 
-async def _readiness(core: Core) -> Mapping[str, str | None]:
-    """The checks of /readyz."""
+class _Readiness:
+    """The checks of /readyz, made at most once a second: nobody needs a key to ask, and asking costs a connection."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._turn = asyncio.Lock()
+        self._checks: Mapping[str, str | None] = {}
+        self._stale_at = 0.0
+
+    async def __call__(self) -> Mapping[str, str | None]:
+        async with self._turn:
+            if not self._checks or self._core.clock.monotonic() >= self._stale_at:
+                self._checks = await _check_readiness(self._core)
+                self._stale_at = self._core.clock.monotonic() + 1.0
+            return self._checks
+
+
+async def _check_readiness(core: Core) -> Mapping[str, str | None]:
     checks: dict[str, str | None] = {}
     try:
         async with asyncio.timeout(3):
@@ -175,7 +195,7 @@ async def open_api(core: Core) -> AsyncIterator[ASGIApp]:
         vault=core.vault,
         catalog=core.catalog,
         intervener=Intervener(core.database, core.meter, core.clock, core.wakes),
-        ready=lambda: _readiness(core),
+        ready=_Readiness(core),
         retention=settings.retention,
         extra_openapi=hot.to_openapi(),
     )
@@ -263,6 +283,7 @@ async def _keep_partitions(core: Core) -> None:
     async with core.database.acquire() as conn:
         await ensure_partitions(conn, core.clock.now())
         await drop_partitions(conn, core.clock.now() - core.settings.retention)
+    await forget_letters(core.database, core.clock.now() - core.settings.retention)
 
 
 async def _tell_lag(core: Core) -> None:
@@ -307,6 +328,34 @@ class _RoadMetrics:
 # ---------------------------------------------------------------- processes
 
 
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's HTTP/1.1, with a bound on what is kept of a request before the application sees it: the parser gathers
+    head and trailers of any length, from anybody."""
+
+    _gathered = 0
+    """Octets since the last that were passed on."""
+
+    def data_received(self, data: bytes) -> None:
+        self._gathered += len(data)
+        before = self._gathered
+        super().data_received(data)
+        # Looked at after parsing: the octets that end a head may bring a body of any length with them.
+        if before == self._gathered > HEAD_MAX and not self.transport.is_closing():
+            self.send_400_response(f"The head of a request has at most {HEAD_MAX} octets.")
+
+    def on_headers_complete(self) -> None:
+        self._gathered = 0
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._gathered = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._gathered = 0
+        super().on_message_complete()
+
+
 class _Server(uvicorn.Server):
     """uvicorn without its own signal handling: this module decides when it stops."""
 
@@ -316,7 +365,7 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.asynccontextmanager
-async def _serve(app: ASGIApp, host: str, port: int, grace: timedelta) -> AsyncIterator[str]:
+async def serve(app: ASGIApp, host: str, port: int, grace: timedelta) -> AsyncIterator[str]:
     """Serve an ASGI application; gives its URL."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # The protocol by name: asyncio switches off Nagle only where it is said, and each answer would wait 40 ms without.
@@ -329,7 +378,7 @@ async def _serve(app: ASGIApp, host: str, port: int, grace: timedelta) -> AsyncI
         raise SettingsError(f"cannot listen on {host}:{port}: {error.strerror}") from None
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=_Protocol,
         ws="none",
         lifespan="off",
         log_config=None,
@@ -401,7 +450,7 @@ async def run_api(settings: Settings) -> None:
         async with (
             open_core(settings, _dsn(settings), name="api", pool=settings.api_pool) as core,
             open_api(core) as api,
-            _serve(api, settings.host, settings.port, settings.grace) as url,
+            serve(api, settings.host, settings.port, settings.grace) as url,
         ):
             _calm_collector()
             log.info("api.listening", url=url)
@@ -425,7 +474,7 @@ async def run_worker(settings: Settings, *, channels: Collection[str] | None = N
             )
             if settings.worker_port is not None:
                 url = await stack.enter_async_context(
-                    _serve(_health_only(core), settings.host, settings.worker_port, settings.grace)
+                    serve(_health_only(core), settings.host, settings.worker_port, settings.grace)
                 )
                 log.info("worker.listening", url=url)
             _calm_collector()
@@ -460,7 +509,7 @@ async def run_up(settings: Settings, *, demo: bool = True, ready: Callable[[UpIn
             # Leaves first: the API closes before the worker drains.
             stack.push_async_callback(_finish, working, stop)
             api = await stack.enter_async_context(open_api(core))
-            url = await stack.enter_async_context(_serve(api, settings.host, settings.port, settings.grace))
+            url = await stack.enter_async_context(serve(api, settings.host, settings.port, settings.grace))
             info = UpInfo(api_url=url, docs_url=f"{url}/docs", database=where)
             if demo:
                 catcher = await stack.enter_async_context(
@@ -486,10 +535,14 @@ async def run_up(settings: Settings, *, demo: bool = True, ready: Callable[[UpIn
 def _kept_secret_key(folder: Path) -> SecretStr:
     """The sealing key that `up` made for this data folder at its first start; mode 0600."""
     path = folder / "secret_key"
-    with contextlib.suppress(FileExistsError):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
+    if not path.exists():
+        # Written aside and linked: the file appears whole or not at all, and who comes second keeps the first's key.
+        draft = folder / f"secret_key.{secrets.token_hex(4)}"
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(base64.b64encode(secrets.token_bytes(32)).decode())
+        with contextlib.suppress(FileExistsError):
+            os.link(draft, path)
+        draft.unlink()
     return SecretStr(path.read_text().strip())
 
 
@@ -499,5 +552,5 @@ async def _finish(working: asyncio.Task[None], stop: asyncio.Event) -> None:
 
 
 def _health_only(core: Core) -> ASGIApp:
-    endpoints = health_endpoints(lambda: _readiness(core), core.metrics)
+    endpoints = health_endpoints(_Readiness(core), core.metrics)
     return Starlette(routes=[Route(path, endpoint) for path, endpoint in endpoints.items()])

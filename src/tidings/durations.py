@@ -21,12 +21,15 @@ def parse_duration(text: str) -> timedelta:
     """The duration that `text` names.
 
     Raises:
-        ValueError: it is not a number and one of the units ms, s, m, h, d, w.
+        ValueError: it is not a number and one of the units ms, s, m, h, d, w, or it is too long.
     """
     match = _FORM.fullmatch(text)
     if match is None:
         raise ValueError(f"{text!r} is not a duration; write a number and a unit, such as 90s, 10m, 2h or 2d")
-    return int(match[1]) * _UNITS[match[2]]
+    try:
+        return int(match[1]) * _UNITS[match[2]]
+    except OverflowError:
+        raise ValueError(f"{text!r} is longer than a duration can be") from None
 
 
 def to_duration(value: timedelta) -> str:

@@ -21,9 +21,12 @@ paragraph in docs/reference/errors.md.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import msgspec
+
+ERRORS_TOLD: Final = 50
+"""Things to mend that one answer lists. A small request can have very many, and they are longer than itself."""
 
 
 class TidingsError(Exception):
@@ -119,7 +122,9 @@ class Problem(TidingsError):
             "detail": self.detail,
         }
         if self.errors:
-            body["errors"] = [msgspec.to_builtins(e) for e in self.errors]
+            body["errors"] = [msgspec.to_builtins(e) for e in self.errors[:ERRORS_TOLD]]
+            if (more := len(self.errors) - ERRORS_TOLD) > 0:
+                body["errors"].append({"detail": f"and {more} more"})
         return body
 
 

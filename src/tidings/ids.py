@@ -59,8 +59,9 @@ def family_bounds(ids: Iterable[UUID]) -> tuple[UUID, UUID]:
 
 
 def first_id_at(at: datetime) -> UUID:
-    """The smallest id of the millisecond of `at`: a partition bound, or the start of a `since` filter."""
-    return UUID(int=(at - _EPOCH) // _MS << 80)
+    """The smallest id of the millisecond of `at`: a partition bound, or the start of a `since` filter. The smallest of
+    all for a time before 1970."""
+    return UUID(int=max(0, (at - _EPOCH) // _MS) << 80)
 
 
 def time_of(id_: UUID) -> datetime:

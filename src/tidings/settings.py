@@ -11,9 +11,9 @@ from datetime import timedelta
 from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from tidings.errors import SettingsError
@@ -90,6 +90,14 @@ class Settings(BaseSettings):
 
         return parse_duration(value) if isinstance(value, str) and value[-1:].isalpha() else value
 
+    @model_validator(mode="after")
+    def _leave_time_to_send(self) -> Self:
+        # Just before the bytes leave, a lease must hold the time-out and some seconds for settling; with less, nothing
+        # would ever be sent.
+        if self.lease < max(2 * self.provider_timeout, self.provider_timeout + timedelta(seconds=3)):
+            raise ValueError("TIDINGS_LEASE must be at least twice TIDINGS_PROVIDER_TIMEOUT, and 3 s more than it")
+        return self
+
     @cached_property
     def secret_keys(self) -> tuple[str, ...]:
         """The sealing keys, newest first."""
@@ -114,6 +122,8 @@ def load_settings(**overrides: object) -> Settings:
     except ValidationError as error:
         told = "; ".join(
             f"{PREFIX}{'.'.join(str(part) for part in e['loc']).upper().removeprefix(PREFIX)}: {e['msg']}"
+            if e["loc"]
+            else e["msg"].removeprefix("Value error, ")
             for e in error.errors(include_input=False, include_url=False)
         )
         raise SettingsError(told) from None

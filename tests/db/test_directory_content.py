@@ -132,14 +132,31 @@ async def test_the_placeholder_keeps_the_stored_secret(database: Database, actor
     shown = {**SMTP.config, "password": PLACEHOLDER}
     same, made = await put(database, actor, "main", AccountPlan(channel="email", provider="smtp", config=shown))
     assert (made, same.revision) == (False, 1)
-    moved = AccountPlan(channel="email", provider="smtp", config={**shown, "host": "smtp2.example.com"}, weight=5)
-    changed, _ = await put(database, actor, "main", moved)
-    assert (changed.revision, changed.weight, changed.config["host"]) == (2, 5, "smtp2.example.com")
+    edited = AccountPlan(channel="email", provider="smtp", config={**shown, "max_connections": 3}, weight=5)
+    changed, _ = await put(database, actor, "main", edited)
+    assert (changed.revision, changed.weight, changed.config["max_connections"]) == (2, 5, 3)
     assert await database.fetchval("SELECT secret FROM account WHERE key = 'main'") == sealed
     removed = AccountPlan(channel="email", provider="smtp", config={**shown, "username": None, "password": None})
     without, _ = await put(database, actor, "main", removed)
     assert without.config["password"] is None
     assert await database.fetchval("SELECT secret FROM account WHERE key = 'main'") is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"host": "evil.example"}, {"port": 2525}, {"security": "tls"}, {"verify_certificates": False}],
+    ids=lambda change: next(iter(change)),
+)
+async def test_the_placeholder_sends_no_secret_elsewhere(
+    database: Database, actor: Actor, change: dict[str, Any]
+) -> None:
+    await put(database, actor, "main", SMTP)
+    config = {**SMTP.config, "password": PLACEHOLDER, **change}
+    with pytest.raises(Invalid) as caught:
+        await put(database, actor, "main", AccountPlan(channel="email", provider="smtp", config=config))
+    assert [e.pointer for e in caught.value.errors] == ["/config/password"]
+    anew = AccountPlan(channel="email", provider="smtp", config={**config, "password": "given again"})
+    assert (await put(database, actor, "main", anew))[0].revision == 2
 
 
 @pytest.mark.parametrize(

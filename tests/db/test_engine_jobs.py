@@ -6,7 +6,6 @@ import asyncio
 import random
 from collections import Counter
 from datetime import UTC, datetime, timedelta
-from uuid import UUID
 
 from tidings import ids
 from tidings.db.pool import Database
@@ -82,10 +81,10 @@ async def test_only_the_newest_claim_decides(database: Database) -> None:
     [expired] = await database.transaction(lambda c: queue.lock_expired(c, 9, NOW + LEASE * 2))
     assert expired.epoch == first.epoch
 
-    async def free(conn: object) -> set[UUID]:
+    async def free(conn: object) -> set[queue.Claim]:
         return await queue.retry_jobs(conn, [Retry(expired, timedelta(0), None, 1)], NOW)  # type: ignore[arg-type]  # a connection
 
-    assert await database.transaction(free) == {first.id}
+    assert await database.transaction(free) == {(first.id, first.epoch)}
     # Freed, not claimed again: a late worker may not renew, but may still complete it.
     assert await queue.extend_leases(database, [first], lease=LEASE, now=NOW) == set()
     [second] = await claim(database, 1)
@@ -95,7 +94,7 @@ async def test_only_the_newest_claim_decides(database: Database) -> None:
     await queue.release_jobs(database, [first])
     assert await claim(database, 1) == []
     assert await queue.extend_leases(database, [first, second], lease=LEASE, now=NOW) == {first.id}
-    assert await database.transaction(lambda c: queue.finish_jobs(c, [second])) == {second.id}
+    assert await database.transaction(lambda c: queue.finish_jobs(c, [second])) == {(second.id, second.epoch)}
 
 
 async def test_leases_are_renewed_and_swept_by_virtual_time(database: Database) -> None:
@@ -183,3 +182,16 @@ async def test_an_opening_is_told_and_never_shortened(database: Database) -> Non
     await apply_opening(database, limits, timedelta(seconds=2), NOW)
     assert await load_openings(database, [account], NOW + timedelta(seconds=5)) == {account: 15.0}
     assert await load_openings(database, [account], NOW + timedelta(seconds=20)) == {}
+
+
+async def test_lag_tells_only_of_due_work_that_nobody_holds(database: Database) -> None:
+    now = await database.fetchval("SELECT now()")
+    ago, later = timedelta(seconds=100), timedelta(hours=1)
+    await insert(
+        database,
+        [new(project=p, due=now - ago * p) for p in (1, 2)] + [new(due=now + later), new(project=3, due=now - ago * 9)],
+    )
+    await database.execute("UPDATE job SET lease_until = $1 WHERE project_id = 3", now + later)
+    [(lane, depth, seconds)] = await database.transaction(queue.load_lag)
+    assert (lane, depth) == (LANE, 2)
+    assert 200 <= seconds < 300

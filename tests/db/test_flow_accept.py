@@ -12,7 +12,7 @@ from road import Road, make_project
 
 from tidings.db.pool import Database
 from tidings.errors import CommitUnknown, IdempotencyBusy, IdempotencyMismatch, Invalid, Unavailable
-from tidings.flow.accept import Accepted
+from tidings.flow.accept import FORGET_BATCH, Accepted, forget_keys
 
 MAIL: dict[str, Any] = {"to": {"user": "ada"}, "type": "mail"}
 
@@ -101,6 +101,24 @@ async def test_a_key_is_new_again_after_a_day(road: Road) -> None:
     [new] = await road.ask(MAIL, key="k")
     assert new.id != first.id
     assert not new.idempotent_replayed
+
+
+async def test_keys_are_forgotten_in_batches(road: Road) -> None:
+    await road.ask({"to": {"user": "ada"}, "type": "mail"}, key="young")
+    await road.database.execute(
+        "INSERT INTO idempotency (project_id, key, fingerprint, status, answer, expires_at)"
+        " SELECT $1, n::text, '', 202, '{}', now() - interval '2 hours' FROM generate_series(1, $2) n",
+        road.project_id,
+        FORGET_BATCH + 7,
+    )
+    await asyncio.gather(*(forget_keys(road.database) for _ in range(2)))
+    assert await road.database.fetchval("SELECT array_agg(key) FROM idempotency") == ["young"]
+
+
+async def test_a_day_without_partition_is_not_the_requests_fault(road: Road) -> None:
+    road.clock.move(timedelta(days=60).total_seconds())
+    with pytest.raises(Unavailable):
+        await road.accept()
 
 
 async def test_what_was_accepted_stays_accepted_when_it_would_be_refused_now(road: Road) -> None:

@@ -13,8 +13,10 @@ import pytest
 from road import LEASE, Road, make_project
 
 from tidings.db.pool import Database
+from tidings.engine import jobs as queue
+from tidings.engine.shares import Share
 from tidings.errors import NotFound
-from tidings.flow.intervene import Cancelled
+from tidings.flow.intervene import Cancelled, forget_letters
 from tidings.flow.measure import fold
 from tidings.flow.timeline import load_view
 from tidings.model.messages import Deferred, Rejected, Sent, Uncertain
@@ -84,7 +86,9 @@ async def test_a_cancel_before_planning_leaves_nothing(road: Road) -> None:
     assert await road.plan() == 0
     assert await road.deliveries() == []
     assert await road.intervener.cancel(road.caller, id_) is Cancelled.cancelled
-    assert (await load_view(road.database, road.catalog, road.project_id, id_)).status == "cancelled"
+    view = await load_view(road.database, road.catalog, road.project_id, id_)
+    assert view.status == "cancelled"
+    assert [m.event for m in view.timeline] == ["requested", "cancelled"]
     with pytest.raises(NotFound):
         await road.intervener.cancel(road.caller, UUID(int=5))
 
@@ -209,6 +213,32 @@ async def test_a_late_answer_moves_nothing_once_somebody_else_has_the_job(road: 
     assert await road.count("job") == 0
 
 
+async def test_two_claims_of_one_job_in_a_batch_are_told_apart(road: Road) -> None:
+    id_ = await road.accept(type="item")
+    await road.plan()
+    account = next(a for a in (await road.catalog.load_accounts(road.project_id))[Channel.in_app] if not a.test)
+    batch = []
+    for claim in range(2):
+        [job] = await queue.claim_jobs(
+            road.database,
+            [Share(Channel.in_app, 2, road.project_id, account.id, 1)],
+            lease=LEASE,
+            now=road.clock.db_now(),
+        )
+        [prepared] = await road.sender.prepare([job])
+        outcome = await road.sender.send(job, prepared, road.clock.monotonic() + 1_000)
+        assert outcome is not None
+        batch.append((job, prepared, outcome.result))
+        if not claim:
+            road.clock.move(LEASE.total_seconds() + 1)
+            assert await road.sweep() == 1
+            road.clock.move(60)
+    await road.sender.settle(batch)
+    assert await status_of(road, id_) is Status.delivered
+    assert await road.count("inbox_item") == 1
+    assert Counter(await kinds(road))[EventKind.late] == 1
+
+
 async def test_a_late_proof_lifts_at_most_once_failures_off_the_dead_letters(road: Road) -> None:
     id_ = await road.accept(guarantee="at_most_once")
     await road.plan()
@@ -258,6 +288,40 @@ async def _until_free(road: Road) -> None:
             await asyncio.sleep(0)
 
 
+async def test_a_result_that_cannot_be_stored_is_not_held_forever(road: Road) -> None:
+    good, bad = await road.accept(type="item"), await road.accept(type="item", to={"user": "bob"})
+    await road.plan()
+    # Stands for what no check of ours thought of.
+    await road.database.execute("ALTER TABLE inbox_item ADD CONSTRAINT not_bob CHECK (user_id <> 'bob')")
+    await road.send(Channel.in_app)
+    assert await status_of(road, good) is Status.delivered
+    for _ in range(2):  # the keeper of leases keeps this one no more
+        road.clock.move(LEASE.total_seconds() * 0.6)
+        await road.lanes[Channel.in_app].extend()
+    assert await road.sweep() == 1
+    [delivery] = await road.deliveries(bad)
+    assert (delivery["status"], delivery["reason"], delivery["attempts"]) == (Status.queued, "provider_error", 1)
+
+
+async def test_a_type_of_a_newer_version_stops_nobody_else(road: Road) -> None:
+    """Seen during an upgrade: this process cannot read what a newer one has written."""
+    planned, good = await road.accept(type="both"), await road.accept()
+    await road.plan()
+    await road.accept(type="both", data={"n": 2})
+    await road.database.execute(
+        "UPDATE type_version SET definition = jsonb_set(definition, '{steps}', '[{\"wait\": \"10m\"}]')"
+        " WHERE type_key = 'both'"
+    )
+    road.catalog.forget(road.project_id)
+    late = await road.accept()
+    assert await road.plan() == 2
+    await road.send()
+    for notification in (good, late):
+        assert await status_of(road, notification) is Status.sent
+    assert len(await road.deliveries(planned)) == 2
+    assert len(await road.deliveries()) == 4
+
+
 # ---------------------------------------------------------------- ends
 
 
@@ -303,6 +367,64 @@ async def test_dead_letters_are_replayed_once_and_with_all_their_attempts(road: 
     assert await road.send() == 3
     assert {Status(d["status"]) for d in await road.deliveries()} == {Status.sent}
     assert await road.intervener.replay(road.caller, delivery_ids=None) == 0
+
+
+async def test_an_old_letter_that_is_replayed_has_its_retries_again(road: Road) -> None:
+    id_ = await road.accept()
+    await road.plan()
+    road.vendor.answers = [Rejected(Reason.content_rejected), Deferred(Reason.greylisted)]
+    await road.send()
+    road.clock.move(timedelta(days=5).total_seconds())
+    assert await road.intervener.replay(road.caller, delivery_ids=None) == 1
+    await road.send()
+    assert await status_of(road, id_) is Status.queued
+    road.clock.move(3600)
+    await road.send()
+    assert await status_of(road, id_) is Status.sent
+
+
+async def test_what_is_scheduled_far_ahead_has_its_retries(road: Road) -> None:
+    id_ = await road.accept(send_at=road.clock.now() + timedelta(days=20))
+    road.clock.move(timedelta(days=20, seconds=1).total_seconds())
+    await road.plan()
+    road.vendor.answers = [Deferred(Reason.greylisted)]
+    await road.send()
+    assert await status_of(road, id_) is Status.queued
+
+
+async def test_a_user_who_was_deleted_meanwhile_is_told_nothing(road: Road) -> None:
+    id_ = await road.accept(type="both")
+    await road.plan()
+    await road.database.execute("DELETE FROM app_user WHERE id = 'ada'")
+    await road.send()
+    await road.send(Channel.in_app)
+    assert {(d["status"], d["reason"]) for d in await road.deliveries(id_)} == {(Status.skipped, "user_deleted")}
+    assert road.vendor.sent == []
+    assert await road.count("inbox_item") == await road.count("inbox_counter") == 0
+
+
+async def test_an_account_without_weight_holds_nothing_up(road: Road) -> None:
+    planned = await road.accept()
+    await road.plan()
+    await road.database.execute("UPDATE account SET weight = 0, revision = revision + 1 WHERE key = 'smtp'")
+    road.catalog.forget(road.project_id)
+    unplanned = await road.accept()
+    await road.plan()
+    await road.send()
+    [first], [second] = await road.deliveries(planned), await road.deliveries(unplanned)
+    assert (first["status"], first["reason"]) == (Status.failed, "no_account")  # a dead letter, to be replayed
+    assert (second["status"], second["reason"]) == (Status.skipped, "no_account")
+
+
+async def test_letters_are_forgotten_with_their_partitions(road: Road) -> None:
+    await road.accept()
+    await road.plan()
+    road.vendor.answers = [Rejected(Reason.content_rejected)]
+    await road.send()
+    await forget_letters(road.database, road.clock.now() - timedelta(days=90))
+    assert await road.count("dead_letter") == 1
+    await forget_letters(road.database, road.clock.now() + timedelta(seconds=1))
+    assert await road.count("dead_letter") == 0
 
 
 async def test_a_cancelled_letter_only_leaves_the_list(road: Road) -> None:

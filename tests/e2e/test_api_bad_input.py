@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from base64 import urlsafe_b64encode
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from typing import Any
 
 import pytest
@@ -149,6 +152,30 @@ async def test_a_key_that_does_not_count_is_refused(tenant: Any) -> None:
 async def test_a_stranger_is_refused_before_the_body_is_read(api: Any) -> None:
     answer = await api.client.put("/api/v1/users/u", content=b"{not json", headers=JSON)
     assert answer.status_code == 401
+
+
+@pytest.mark.parametrize("noun", ["templates", "types"])
+async def test_a_made_up_cursor_is_no_error_of_ours(tenant: Any, noun: str) -> None:
+    await tenant.put("/api/v1/templates/t", {})
+    await tenant.post("/api/v1/templates/t/versions", {"channels": {"sms": {"en": {"text": "Hello"}}}})
+    await tenant.put("/api/v1/types/t", {})
+    mark = sha256(f"{noun}/t/versions".encode()).hexdigest()[:8]
+    for place, status in ((1 << 40, 200), ((1 << 63) - 1, 200), (1 << 63, 422), (-1, 422), ("1", 422)):
+        cursor = urlsafe_b64encode(json.dumps([mark, place]).encode()).decode().rstrip("=")
+        answer = await tenant.get(f"/api/v1/{noun}/t/versions", params={"cursor": cursor})
+        assert answer.status_code == status, answer.text
+
+
+async def test_since_may_lie_before_all_ids(tenant: Any) -> None:
+    answer = await tenant.get("/api/v1/notifications", params={"since": "0001-01-01T00:00:00Z"})
+    assert (answer.status_code, answer.json()["items"]) == (200, [])
+
+
+async def test_many_errors_of_a_small_request_make_no_large_answer(tenant: Any) -> None:
+    body = {"to": {"email": "a@example.com"}, "content": {"subject": "a", "text": "b"}, "channels": ["push"] * 50_000}
+    answer = await tenant.post("/api/v1/notifications", body)
+    assert answer.status_code == 422
+    assert len(answer.content) < 10_000
 
 
 async def test_nothing_of_an_internal_error_is_told(tenant: Any) -> None:

@@ -234,6 +234,7 @@ async def test_accounts_that_are_refused(tenant: Any) -> None:
         ({"channel": "email", "provider": "smtp", "config": {"host": "h"}}, "/config/from_address"),
         ({"channel": "webhook", "provider": "webhook", "config": {"secret": "whsec_hush"}}, "/config/secret"),
         ({"channel": "email", "provider": "simulator", "rate": 0}, "/rate"),
+        ({"channel": "email", "provider": "simulator", "rate": 1e-7}, "/rate"),
         ({"channel": "email", "provider": "simulator", "weight": "5"}, "/weight"),
     ):
         answer = await tenant.put("/api/v1/accounts/new", body)

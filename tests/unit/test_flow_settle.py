@@ -34,7 +34,7 @@ RNG = random.Random(7)
 NOTIFICATION = ids.new_id(NOW, RNG)
 DELIVERY = Delivery(
     ids.child_id(NOTIFICATION, RNG), 1, NOTIFICATION, Channel.email, Status.queued, "ada@example.com", 3, "en", None, 5,
-    "ada", "{}", None, False, False, None, False, False, False, None, None,
+    "ada", "{}", None, False, False, None, False, False, False, False, NOW, None, None,
 )  # fmt: skip
 ACCOUNT = Account(4, 1, "a", Channel.email, "smtp", Config(), 100, None, 1, 9, False, 1)
 
@@ -223,6 +223,25 @@ def test_an_uncertain_send_repeats_with_the_same_account() -> None:
     s = decide(Uncertain(), siblings=(9,))
     assert s.retry is not None
     assert s.retry.account_id == ACCOUNT.id  # its vendor may know the idempotency key
+
+
+def test_an_account_that_never_answers_does_not_keep_the_message_from_the_others() -> None:
+    s = decide(Uncertain(), attempt=POLICIES[Channel.email].per_account - 1, siblings=(9,))
+    assert s.retry is not None
+    assert (s.retry.account_id, s.event) == (9, EventKind.uncertain)
+
+
+@given(seed=st.integers(0, 99))
+def test_a_webhook_is_tried_for_many_hours(seed: int) -> None:
+    policy, rng = POLICIES[Channel.webhook], random.Random(seed)
+    waits = [policy.backoff(attempt, rng) for attempt in range(1, policy.attempts)]
+    assert timedelta(hours=6) < sum(waits, timedelta(0)) < policy.give_up_after
+
+
+def test_the_time_for_retries_counts_from_the_plan_however_old_the_request_is() -> None:
+    late = NOW + timedelta(days=30)
+    s = decide(Deferred(Reason.greylisted), delivery=DELIVERY._replace(queued_at=late), now=late)
+    assert s.retry is not None
 
 
 @pytest.mark.parametrize("delivery", [DELIVERY._replace(expires_at=NOW + timedelta(microseconds=1)), DELIVERY])

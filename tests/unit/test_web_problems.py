@@ -9,7 +9,15 @@ import asyncpg
 import pytest
 import structlog
 
-from tidings.errors import CommitUnknown, DatabaseUnavailable, FieldError, Invalid, TooLarge, Unauthenticated
+from tidings.errors import (
+    ERRORS_TOLD,
+    CommitUnknown,
+    DatabaseUnavailable,
+    FieldError,
+    Invalid,
+    TooLarge,
+    Unauthenticated,
+)
 from tidings.web.edge import ClientGone, read_body, refuse_nul
 from tidings.web.problems import to_problem, to_response, to_unknown_field
 
@@ -20,6 +28,14 @@ def test_a_problem_is_its_own_answer() -> None:
     assert dict(headers)[b"content-type"] == b"application/problem+json"
     assert json.loads(body)["errors"] == [{"detail": "is required", "pointer": "/to"}]
     assert b"www-authenticate" in dict(to_response(Unauthenticated())[1])
+
+
+def test_an_answer_lists_some_of_very_many_errors() -> None:
+    told = Invalid(errors=[FieldError("is wrong", pointer=f"/channels/{n}") for n in range(100_000)]).to_dict()[
+        "errors"
+    ]
+    assert len(told) == ERRORS_TOLD + 1
+    assert told[-1] == {"detail": f"and {100_000 - ERRORS_TOLD} more"}
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,10 @@ def _build(parts: Mapping[str, str]) -> InApp:
     # A link that the user's browser will follow: no javascript:, no data:. Relative links stay in the application.
     if url and not _is_link(url):
         raise RenderError("The field 'url' must be an http or https URL, or a path that starts with one slash.")
-    return InApp(title=refuse_control("title", parts["title"]), body=parts.get("body", ""), url=url or None)
+    body = parts.get("body", "")
+    if "\x00" in body:  # has many lines, but is stored: PostgreSQL's text knows no U+0000
+        raise RenderError("The field 'body' holds the character U+0000, which cannot be stored.")
+    return InApp(title=refuse_control("title", parts["title"]), body=body, url=url or None)
 
 
 def _is_link(url: str) -> bool:

@@ -1,8 +1,8 @@
 """Provider accounts: one configured set of a vendor's credentials, on one channel of one project.
 
 The vendor's configuration model decides what a configuration is. Its secret fields are sealed in the vault and shown
-as `PLACEHOLDER` ever after; giving the placeholder back keeps what is stored. Each account has a row of pace and
-breaker (`account_state`), which belongs to the engine from then on.
+as `PLACEHOLDER` ever after; giving the placeholder back keeps what is stored, unless the same change would send it
+somewhere else. Each account has a row of pace and breaker (`account_state`), which belongs to the engine from then on.
 """
 
 from __future__ import annotations
@@ -111,6 +111,7 @@ async def put_account(
     stored = _open(vault, place, locked)
     config = _parse_new_config(plan, stored)
     public, secret = split_secrets(config)
+    _refuse_moved_secrets(plan, config, public, msgspec.json.decode(locked["config"]))
     kept = (before.weight, before.rate, before.burst, before.concurrency, before.enabled)
     wanted = (plan.weight, plan.rate, plan.burst, plan.concurrency, plan.enabled)
     if (public, secret, wanted) == (msgspec.json.decode(locked["config"]), stored, kept):
@@ -238,6 +239,22 @@ def _parse_new_config(plan: AccountPlan, stored: Mapping[str, str]) -> Config:
                 raise Invalid(errors=[FieldError(detail, f"/config/{name}")])
             given[name] = stored[name]
     return parse_config(plan.provider, given)
+
+
+def _refuse_moved_secrets(
+    plan: AccountPlan, config: Config, public: Mapping[str, Any], before: Mapping[str, Any]
+) -> None:
+    """Nothing, unless a stored secret would go somewhere else than whoever gave it had meant.
+
+    Raises:
+        Invalid: a placeholder keeps it, although a field of `Config.guards_secrets` changes.
+    """
+    fields = type(config).model_fields
+    moved = [n for n in fields if n in config.guards_secrets and public[n] != before.get(n, fields[n].default)]
+    kept = [name for name in _secret_fields(plan.provider) if plan.config.get(name) == PLACEHOLDER]
+    if moved and kept:
+        detail = f"give the secret anew: {PLACEHOLDER} does not keep it when {', '.join(moved)} changes"
+        raise Invalid(errors=[FieldError(detail, f"/config/{name}") for name in kept])
 
 
 def _secret_fields(provider: str) -> list[str]:

@@ -31,6 +31,14 @@ FROM account WHERE project_id = $1 AND key = $2
 FOR UPDATE;
 
 -- name: update_account
+-- A new pace begins now: what the old one had booked ahead would hold it back for as long.
+WITH before AS (
+    SELECT id, rate, burst FROM account WHERE project_id = $1 AND key = $2
+), begun AS (
+    UPDATE account_state s SET tat = '-infinity'
+    FROM before b
+    WHERE s.project_id = $1 AND s.account_id = b.id AND (b.rate IS DISTINCT FROM $7 OR b.burst <> $8)
+)
 UPDATE account
 SET config = $3::jsonb, secret = $4, secret_key = $5, weight = $6, rate = $7, burst = $8, concurrency = $9,
     enabled = $10, revision = revision + 1, updated_at = now()

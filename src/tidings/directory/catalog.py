@@ -366,11 +366,16 @@ class Catalog:
         return found
 
     def _keep_type(self, row: Record) -> TypeVersion | None:
-        definition = msgspec.json.decode(row["definition"], type=Definition)
         try:
+            definition = msgspec.json.decode(row["definition"], type=Definition)
+            steps = tuple(tuple(Channel[name] for name in step["send"]) for step in definition.steps)
             schema = None if definition.schema is None else compile_schema(definition.schema)
         except Problem as problem:
             log.error("directory.type.unusable", project=row["project_id"], type=row["key"], error=_explain(problem))
+            return None
+        except (msgspec.MsgspecError, LookupError) as error:
+            # Written by a newer Tidings, during an upgrade. It must not stop the batches that it is looked up with.
+            log.error("directory.type.unusable", project=row["project_id"], type=row["key"], error=str(error))
             return None
         expires_after = definition.expires_after
         version = TypeVersion(
@@ -383,7 +388,7 @@ class Catalog:
             priority=Priority[definition.priority],
             critical=definition.critical,
             template_key=definition.template,
-            steps=tuple(tuple(Channel[name] for name in step["send"]) for step in definition.steps),
+            steps=steps,
             expires_after=None if expires_after is None else parse_duration(expires_after),
             at_most_once=definition.guarantee == Guarantee.at_most_once,
             validator=schema,

@@ -50,6 +50,6 @@ FROM template_version WHERE project_id = $1 AND template_key = $2 AND version = 
 -- name: list_template_versions
 SELECT template_key, version, content, required, published_at, created_at
 FROM template_version
-WHERE project_id = $1 AND template_key = $2 AND ($3::integer IS NULL OR version < $3)
+WHERE project_id = $1 AND template_key = $2 AND ($3::bigint IS NULL OR version < $3)
 ORDER BY version DESC
 LIMIT $4;

@@ -44,6 +44,6 @@ LIMIT $3;
 -- name: list_type_versions
 SELECT type.key, v.version, v.definition, type.archived_at, v.created_at
 FROM type JOIN type_version v ON v.project_id = type.project_id AND v.type_key = type.key
-WHERE type.project_id = $1 AND type.key = $2 AND ($3::integer IS NULL OR v.version < $3)
+WHERE type.project_id = $1 AND type.key = $2 AND ($3::bigint IS NULL OR v.version < $3)
 ORDER BY v.version DESC
 LIMIT $4;

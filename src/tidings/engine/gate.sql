@@ -7,12 +7,12 @@ WITH want AS (
 ), held AS (
     SELECT s.account_id, w.rate, w.wanted,
            greatest(s.tat, coalesce($7::timestamptz, clock_timestamp())) AS tat,
-           coalesce($7::timestamptz, clock_timestamp()) + $6::interval + make_interval(secs => (w.burst - 1) / w.rate) AS until
+           coalesce($7::timestamptz, clock_timestamp()) + $6::interval + make_interval(secs => least((w.burst - 1) / w.rate, 1e9)) AS until
     FROM want w JOIN account_state s ON s.account_id = w.account_id AND s.project_id = w.project_id
     ORDER BY s.account_id FOR UPDATE OF s
 ), decided AS (
     SELECT account_id, tat, rate,
-           greatest(0, least(wanted, ceil(extract(epoch FROM until - tat) * rate)::int)) AS granted
+           greatest(0, least(wanted, ceil(extract(epoch FROM until - tat) * rate)))::int AS granted
     FROM held
 )
 UPDATE account_state s SET tat = d.tat + make_interval(secs => d.granted / d.rate)

@@ -22,7 +22,7 @@ FEEDER: Final = 256
 
 LAST_FEEDER: Final = FEEDER + 255
 LAG_COUNT: Final = 100_000
-"""Depths are counted up to this."""
+"""Depths are counted up to this, for each class and project."""
 WAKE_CHANNEL: Final = "tidings_lane"
 """NOTIFY channel; the payload is a lane."""
 
@@ -60,6 +60,10 @@ class Job(NamedTuple):
     def pin(self) -> int | None:
         """The account that it must use, whoever claims it next."""
         return self.account_id if self.pinned else None
+
+
+Claim = tuple[UUID, int]
+"""A job's id and the epoch of one claim: a job may come twice in a batch, once for a claim that it lost."""
 
 
 class Retry(NamedTuple):
@@ -137,16 +141,17 @@ async def extend_leases(conn: Runner, jobs: Sequence[Job], *, lease: timedelta, 
     return {row[0] for row in rows}
 
 
-async def finish_jobs(conn: Connection, jobs: Sequence[Job]) -> set[UUID]:
-    """Delete the jobs whose claim is the newest; answers with their ids. Pass them sorted by id."""
+async def finish_jobs(conn: Connection, jobs: Sequence[Job]) -> set[Claim]:
+    """Delete the jobs whose claim is the newest; answers with these claims. Pass them sorted by id."""
     if not jobs:
         return set()
     rows = await conn.fetch(SQL.finish_jobs, [j.id for j in jobs], [j.epoch for j in jobs])
-    return {row[0] for row in rows}
+    return {(row[0], row[1]) for row in rows}
 
 
-async def retry_jobs(conn: Runner, retries: Sequence[Retry], now: datetime | None) -> set[UUID]:
-    """Free the jobs whose claim is the newest and set when they are due again. Pass them sorted by id."""
+async def retry_jobs(conn: Runner, retries: Sequence[Retry], now: datetime | None) -> set[Claim]:
+    """Free the jobs whose claim is the newest and set when they are due again; answers with these claims. Pass them
+    sorted by id."""
     if not retries:
         return set()
     rows = await conn.fetch(
@@ -158,7 +163,7 @@ async def retry_jobs(conn: Runner, retries: Sequence[Retry], now: datetime | Non
         [r.attempt for r in retries],
         now,
     )
-    return {row[0] for row in rows}
+    return {(row[0], row[1]) for row in rows}
 
 
 async def release_jobs(conn: Runner, jobs: Sequence[Job]) -> None:
@@ -184,7 +189,8 @@ async def load_jobs(conn: Connection, project_id: int, ids: Iterable[UUID]) -> d
 
 
 async def load_lag(conn: Connection) -> list[tuple[int, int, float]]:
-    """Each lane's depth and the age in seconds of its oldest due work; feeder lanes by their own numbers."""
+    """The lanes with due work that nobody holds: how much, and the age in seconds of the oldest; feeder lanes by their
+    own numbers."""
     return [(row["lane"], row["depth"], row["seconds"]) for row in await conn.fetch(SQL.load_lag, LAG_COUNT)]
 
 

@@ -101,11 +101,11 @@ WHERE job.id = x.id AND job.id = ANY ($1::uuid[]) AND job.epoch = x.epoch AND jo
 RETURNING job.id;
 
 -- name: finish_jobs
--- Done for good. A row that another claim has taken meanwhile (its epoch moved on) stays; answers with the ids that went.
+-- Done for good. A row that another claim has taken meanwhile (its epoch moved on) stays; answers with the claims that held.
 -- any project: the id and epoch of a claim name one row
 DELETE FROM job USING unnest($1::uuid[], $2::int[]) AS x (id, epoch)
 WHERE job.id = x.id AND job.id = ANY ($1::uuid[]) AND job.epoch = x.epoch
-RETURNING job.id;
+RETURNING job.id, job.epoch;
 
 -- name: retry_jobs
 -- Not done: due again $6 later (or at once), free for anybody. $4: the account it must use, or NULL for a free choice.
@@ -114,7 +114,7 @@ UPDATE job SET due_at = coalesce($6::timestamptz, now()) + x.after, lease_until 
                account_id = x.account_id
 FROM unnest($1::uuid[], $2::int[], $3::interval[], $4::int[], $5::smallint[]) AS x (id, epoch, after, account_id, attempt)
 WHERE job.id = x.id AND job.id = ANY ($1::uuid[]) AND job.epoch = x.epoch
-RETURNING job.id;
+RETURNING job.id, job.epoch;
 
 -- name: release_jobs
 -- Given back unused (drain, or no time left in the lease): as if never claimed.
@@ -141,14 +141,24 @@ SELECT id, due_at, attempt, epoch, lease_until IS NOT NULL AS leased
 FROM job WHERE project_id = $1 AND id = ANY ($2::uuid[]);
 
 -- name: load_lag
--- Each lane's depth (counted up to $1) and the age of its oldest due work, for metrics.
+-- Each lane's depth (of every class and project counted up to $1) and the age of its oldest work: due, and held by nobody.
+-- A skip scan over the projects: the oldest of each is found at the start of its range, however long that is.
 -- any project: an operator's figure
-SELECT l.lane, c.n AS depth, o.seconds
-FROM (SELECT generate_series(1, 7) AS lane UNION ALL SELECT generate_series(256, 511)) l
-CROSS JOIN LATERAL (SELECT count(*)::int AS n FROM (SELECT 1 FROM job WHERE lane = l.lane LIMIT $1) q) c
-CROSS JOIN LATERAL (
-    SELECT coalesce(extract(epoch FROM now() - min(first.due_at)), 0)::float8 AS seconds
-    FROM generate_series(0, 3) p CROSS JOIN LATERAL (
-        SELECT due_at FROM job WHERE lane = l.lane AND priority = p AND due_at <= now() ORDER BY due_at LIMIT 1) first
-) o
-WHERE c.n > 0;
+WITH RECURSIVE class AS (
+    (SELECT lane, priority, project_id FROM job ORDER BY lane, priority, project_id LIMIT 1)
+    UNION ALL
+    SELECT n.lane, n.priority, n.project_id
+    FROM class c CROSS JOIN LATERAL (
+        SELECT lane, priority, project_id FROM job
+        WHERE (lane, priority, project_id) > (c.lane, c.priority, c.project_id)
+        ORDER BY lane, priority, project_id LIMIT 1) n
+)
+SELECT c.lane, sum(due.n)::int AS depth, extract(epoch FROM now() - min(due.oldest_at))::float8 AS seconds
+FROM class c CROSS JOIN LATERAL (
+    SELECT count(*) AS n, min(q.due_at) AS oldest_at FROM (
+        SELECT j.due_at FROM job j
+        WHERE j.lane = c.lane AND j.priority = c.priority AND j.project_id = c.project_id
+          AND j.due_at <= now() AND j.lease_until IS NULL
+        ORDER BY j.due_at LIMIT $1) q) due
+WHERE due.n > 0
+GROUP BY c.lane;

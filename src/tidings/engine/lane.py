@@ -15,6 +15,7 @@ from datetime import timedelta
 from typing import Any, Final, Generic, Protocol, TypeVar
 from uuid import UUID
 
+import asyncpg
 import structlog
 
 from tidings.clock import Clock
@@ -41,6 +42,12 @@ PROJECTS_AT_ONCE: Final = 64
 """Projects of a class looked at in one discovery; the rest in the next ones."""
 SETTLE_AGAIN: Final = 0.2
 """Seconds until results that could not be recorded are tried again."""
+_UNRECORDABLE: Final = (
+    asyncpg.DataError,
+    asyncpg.IntegrityConstraintViolationError,
+    ValueError,
+)
+"""What the database or the driver says to a value that it cannot store, however often it is tried."""
 HELD_LIMIT: Final = 4
 """A lane claims nothing while more than this many times its slots wait to be settled."""
 
@@ -436,6 +443,12 @@ class SendLane(Generic[Prepared, Result]):
             self._held.pop((job.id, job.epoch), None)
             return
         if not isinstance(error, Exception):
+            return
+        if isinstance(error, _UNRECORDABLE):
+            # It would never be taken. Held, it would fill the lane; so the lease runs out, and the sweeper records what
+            # can be: that it is not known.
+            log.error("worker.result_lost", lane=self.lane, job=str(job.id), error=type(error).__name__)
+            self._held.pop((job.id, job.epoch), None)
             return
 
         # The database refused or went away. The result is all we know of a message that may be out: keep it and its

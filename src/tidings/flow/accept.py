@@ -51,6 +51,8 @@ KEY_WAIT: Final = 1.0
 """Seconds for which a request waits for the first one with its idempotency key."""
 KEY_WAIT_AGAIN: Final = 0.05
 """The same for the parts of a batch that has waited in vain, so that its other requests soon go their way."""
+FORGET_BATCH: Final = 20_000
+"""Idempotency keys deleted in one statement."""
 KNOWN_USERS: Final = 100_000
 KNOWN_USER_TTL: Final = 30.0
 """Seconds for which a user that was seen is taken to exist; planning looks again."""
@@ -163,6 +165,9 @@ class Acceptor:
             except asyncpg.LockNotAvailableError as error:
                 raise IdempotencyBusy(retry_after=1) from error
             except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, ValueError, OverflowError) as error:
+                if isinstance(error, asyncpg.CheckViolationError) and not error.constraint_name:
+                    # No constraint's: the day has no partition, which no request can mend.
+                    raise Unavailable(retry_after=1) from error
                 raise Invalid("The database cannot store this request.") from error
             except (
                 asyncpg.PostgresError,
@@ -300,8 +305,9 @@ class Acceptor:
 
 
 async def forget_keys(database: Database) -> None:
-    """Delete the idempotency keys whose day is over."""
-    await database.execute(SQL.forget_keys)
+    """Delete the idempotency keys whose day is over; in batches, so that each fits the statement time-out."""
+    while await database.fetchval(SQL.forget_keys, FORGET_BATCH) == FORGET_BATCH:
+        pass
 
 
 def _answer(

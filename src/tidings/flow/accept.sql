@@ -39,6 +39,11 @@ FROM unnest($1::int[], $2::text[]) AS x (project_id, id)
 JOIN app_user u ON u.project_id = x.project_id AND u.id = x.id;
 
 -- name: forget_keys
--- Keys whose day is over.
+-- Keys whose day is over, at most $1 at a time; answers with how many. Several processes share them out.
 -- any project: housekeeping
-DELETE FROM idempotency WHERE expires_at < now() - interval '1 hour';
+WITH gone AS (
+    DELETE FROM idempotency WHERE ctid = ANY (ARRAY(
+        SELECT ctid FROM idempotency WHERE expires_at < now() - interval '1 hour' LIMIT $1 FOR UPDATE SKIP LOCKED))
+    RETURNING 1
+)
+SELECT count(*)::int FROM gone;

@@ -26,6 +26,8 @@ from tidings.model.words import Channel, EventKind, Reason, Status
 SQL: Final = load_queries(__package__, "intervene.sql")
 
 REPLAY_BATCH: Final = 500
+FORGET_BATCH: Final = 20_000
+"""Dead letters deleted in one statement."""
 
 
 class Cancelled(StrEnum):
@@ -204,7 +206,7 @@ class Intervener:
             rows = await conn.fetch(SQL.load_replays, project_id, wanted, low, high)
             again = [row["id"] for row in rows]
             if again:
-                await conn.execute(SQL.apply_replayed, project_id, again, low, high)
+                await conn.execute(SQL.apply_replayed, project_id, again, low, high, now)
                 notifications = sorted({row["notification_id"] for row in rows})
                 await conn.execute(SQL.lift_expiry, project_id, notifications, low, high, now)
                 jobs = [
@@ -235,3 +237,9 @@ class Intervener:
         done = await self._database.transaction(work)
         self._wakes.announce(lanes)
         return done
+
+
+async def forget_letters(database: Database, before: datetime) -> None:
+    """Delete the dead letters of notifications older than `before`: what could be replayed goes with its partition."""
+    while await database.fetchval(SQL.forget_letters, ids.first_id_at(before), FORGET_BATCH) == FORGET_BATCH:
+        pass

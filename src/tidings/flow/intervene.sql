@@ -34,7 +34,7 @@ WHERE d.id = ANY ($2) AND d.status = 4 AND n.cancelled_at IS NULL
 ORDER BY d.id FOR UPDATE OF d;
 
 -- name: apply_replayed
-UPDATE delivery SET status = 0, reason = NULL, ended_at = NULL
+UPDATE delivery SET status = 0, reason = NULL, ended_at = NULL, replayed_at = coalesce($5::timestamptz, now())
 WHERE project_id = $1 AND id = ANY ($2::uuid[]) AND id >= $3 AND id <= $4;
 
 -- name: lift_expiry
@@ -45,6 +45,16 @@ WHERE project_id = $1 AND id = ANY ($2::uuid[]) AND id >= $3 AND id <= $4
 
 -- name: delete_dead_letters
 DELETE FROM dead_letter WHERE project_id = $1 AND delivery_id = ANY ($2::uuid[]);
+
+-- name: forget_letters
+-- Letters of deliveries before $1, at most $2 at a time; answers with how many.
+-- any project: housekeeping
+WITH gone AS (
+    DELETE FROM dead_letter WHERE ctid = ANY (ARRAY(
+        SELECT ctid FROM dead_letter WHERE delivery_id < $1 LIMIT $2 FOR UPDATE SKIP LOCKED))
+    RETURNING 1
+)
+SELECT count(*)::int FROM gone;
 
 -- name: list_dead_letters
 SELECT delivery_id, notification_id, channel, reason, attempts, at FROM dead_letter

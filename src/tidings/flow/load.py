@@ -38,6 +38,9 @@ class Delivery(NamedTuple):
     cancelled: bool
     expired: bool
     suppressed: bool
+    user_deleted: bool
+    queued_at: datetime
+    """When it was planned, or last replayed."""
     user_time_zone: str | None
     user_attributes: str | None
 

@@ -6,6 +6,8 @@ SELECT x.ord, d.id, d.project_id, d.notification_id, d.channel, d.status, d.addr
        n.cancelled_at IS NOT NULL AS cancelled,
        coalesce(n.expires_at <= coalesce($5::timestamptz, now()), false) AS expired,
        s.address IS NOT NULL AS suppressed,
+       n.user_id IS NOT NULL AND u.id IS NULL AS user_deleted,
+       coalesce(d.replayed_at, d.created_at) AS queued_at,
        u.time_zone AS user_time_zone, u.attributes::text AS user_attributes
 FROM unnest($1::uuid[], $2::int[]) WITH ORDINALITY AS x (id, project_id, ord)
 CROSS JOIN LATERAL (

@@ -153,7 +153,7 @@ def _plan_one(
         if not simulators:
             return ended(Status.skipped, Reason.no_account)
         pinned = simulators[0].id
-    elif not any(not a.test for a in accounts):
+    elif not any(not a.test and a.weight > 0 for a in accounts):
         return ended(Status.skipped, Reason.no_account)
     return Planned(
         channel, address, template_version_id=template.id if template else None, locale=locale, account_id=pinned
@@ -252,6 +252,8 @@ class Planner:
         plans: dict[UUID, tuple[Facts, list[Planned], str]] = {}
         for f in facts:
             type_ = versions.get(f.type_version_id) if f.type_version_id is not None else None
+            if type_ is None and f.type_version_id is not None:  # it would pass for content without a type
+                raise LookupError(f"the type version {f.type_version_id} cannot be used by this process")
             template = None
             if type_ is not None:
                 template = self._catalog.peek_template(f.project_id, type_.template_key)

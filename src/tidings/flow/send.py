@@ -86,13 +86,13 @@ class Sender:
     # ------------------------------------------------------------ accounts
 
     async def load_limits(self, lane: int, project_ids: Collection[int]) -> Mapping[int, Sequence[Limits]]:
-        """Each project's live accounts on this channel."""
+        """Each project's live accounts on this channel. One without weight takes only what is pinned to it."""
         channel = Channel(lane)
         return {
             project_id: [
                 self._to_limits(account)
                 for account in (await self._catalog.load_accounts(project_id)).get(channel, ())
-                if not account.test
+                if not account.test and account.weight > 0
             ]
             for project_id in project_ids
         }
@@ -265,6 +265,8 @@ def _forbidden(prepared: Prepared) -> Ended | None:
         return Ended(Status.expired, Reason.expired)
     if delivery.suppressed:
         return Ended(Status.skipped, Reason.suppressed)
+    if delivery.user_deleted:
+        return Ended(Status.skipped, Reason.user_deleted)
     return None
 
 

@@ -15,7 +15,7 @@ from tidings.db.sql import load_queries
 from tidings.directory.catalog import Catalog
 from tidings.errors import NotFound
 from tidings.model.transitions import decide_notification_status
-from tidings.model.words import Channel, Engagement, EventKind, Priority, Status
+from tidings.model.words import Channel, Engagement, EventKind, Priority, Reason, Status
 
 SQL: Final = load_queries(__package__, "timeline.sql")
 
@@ -208,6 +208,8 @@ def _to_timeline(n: Record, deliveries: Sequence[Record], events: Sequence[Recor
             )
         else:
             moments.append(Moment(d["created_at"], "queued", public, channels[d["id"]]))
+    if n["cancelled_at"] is not None and not deliveries:  # there was nothing yet that could have an event
+        moments.append(Moment(n["cancelled_at"], "cancelled", reason=Reason.cancelled.value))
     told_sent = {e["delivery_id"] for e in events if e["kind"] == EventKind.sent}
     for e in events:
         kind = EventKind(e["kind"])

@@ -35,6 +35,10 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
+    guards_secrets: ClassVar[frozenset[str]] = frozenset()
+    """Fields that say to whom the secrets are sent, and how safely. Whoever changes one gives the secrets anew: else
+    anybody who may edit the account could have them sent to a server of their own."""
+
 
 @dataclass(frozen=True)
 class ProviderSpec:

@@ -39,6 +39,8 @@ _REPLY_CAP: Final = 32_768  # octets of unread answers; a server that sends more
 class SmtpConfig(Config):
     """One SMTP server, with or without a user's credentials."""
 
+    guards_secrets: ClassVar[frozenset[str]] = frozenset({"host", "port", "security", "verify_certificates", "ca_pem"})
+
     host: str
     port: int = Field(default=587, ge=1, le=65535)
     security: Literal["none", "starttls", "tls"] = "starttls"

@@ -211,8 +211,8 @@ def _malformed(error: Exception) -> Malformed:
 def _explain(error: msgspec.ValidationError, fields: Mapping[str, Collection[str]] = _FIELDS) -> Invalid:
     """msgspec's message (`… - at `$.to.email``) as a problem with a pointer."""
     said, _, path = str(error).partition(" - at `")
-    pointer = path.rstrip("`").removeprefix("$").replace(".", "/").replace("[", "/").replace("]", "")
-    pointer = pointer.replace("/.../", "/")
+    path = path.rstrip("`").removeprefix("$").partition("[...]")[0]  # some key, it does not say which
+    pointer = path.replace(".", "/").replace("[", "/").replace("]", "")
     if unknown := _UNKNOWN.search(said):
         name = unknown[1]
         near = difflib.get_close_matches(name, fields.get(pointer, ()), n=1)

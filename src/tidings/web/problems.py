@@ -27,9 +27,6 @@ from tidings.errors import FieldError, Problem
 
 _log = structlog.get_logger(__name__)
 
-_ERRORS_MAX: Final = 50
-"""Things to mend that one answer lists."""
-
 # The database is away, ends our session, or has no room: the same request may well succeed in a moment.
 _AWAY: Final = (
     errors.DatabaseUnavailable,
@@ -120,9 +117,6 @@ def from_validation(error: RequestValidationError, endpoint: Callable[..., Any] 
             found.append(FieldError(detail, pointer=to_pointer(path)))
         else:
             found.append(FieldError(detail, parameter=str(path[0]) if path else str(place)))
-    if len(found) > _ERRORS_MAX:
-        more = len(found) - _ERRORS_MAX
-        found = [*found[:_ERRORS_MAX], FieldError(f"and {more} more")]
     return errors.Invalid(errors=found)
 
 

@@ -20,6 +20,9 @@ router = APIRouter(prefix="/accounts", tags=["accounts"])
 _CHANNEL_SCHEMA: Final = WithJsonSchema(
     {"type": "string", "enum": [channel.name for channel in CHANNELS_OF_THIS_VERSION]}
 )
+_SLOWEST: Final = 0.00001
+"""Messages per second. With it the largest burst is paid back after three thousand years; the time by which a slower
+pace would is none that PostgreSQL knows, and the one statement that leases pace for many accounts would fail."""
 
 
 class AccountBody(Body):
@@ -33,8 +36,8 @@ class AccountBody(Body):
     """What the provider asks for. A secret given as `…` keeps the one that is stored."""
     weight: int = Field(default=100, ge=0, le=1_000_000)
     """Its share of the channel's messages among the enabled accounts; 0 takes none."""
-    rate: float | None = Field(default=None, gt=0, le=1_000_000, allow_inf_nan=False)
-    """Messages per second; null: no pace."""
+    rate: float | None = Field(default=None, ge=_SLOWEST, le=1_000_000, allow_inf_nan=False)
+    """Messages per second, down to about one a day; null: no pace."""
     burst: int = Field(default=1, ge=1, le=1_000_000)
     """Messages that may go at once after a pause."""
     concurrency: int = Field(default=64, ge=1, le=10_000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -173,4 +174,7 @@ async def preview_template(deps: Given, caller: Reader, key: Key, body: PreviewB
     if number is None:
         number = (await templates.load_template(deps.database, caller.project_id, key)).latest_version
     version = await templates.load_template_version(deps.database, caller.project_id, key, number)
-    return render_preview(version, Channel[body.channel], body.locale, body.data, body.user.model_dump())
+    # In a thread: compiling a large version takes a second, in which this process would answer nobody else.
+    return await asyncio.to_thread(
+        render_preview, version, Channel[body.channel], body.locale, body.data, body.user.model_dump()
+    )

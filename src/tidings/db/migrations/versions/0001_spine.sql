@@ -233,6 +233,7 @@ CREATE TABLE delivery (
     delivered_at        timestamptz,
     ended_at            timestamptz,
     created_at          timestamptz NOT NULL DEFAULT now(),
+    replayed_at         timestamptz,         -- an operator sent it again; its time for retries counts from here
     PRIMARY KEY (project_id, id)
 ) PARTITION BY RANGE (id);
 
