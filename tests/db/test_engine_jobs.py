@@ -174,6 +174,15 @@ async def test_pace_is_exact_over_all_workers(database: Database) -> None:
         assert granted >= rate * (steps - 1) * 0.04 + burst - 1
 
 
+async def test_a_pace_that_is_far_booked_ahead_grants_nothing_and_breaks_nothing(database: Database) -> None:
+    account = await _account(database)
+    project = await database.fetchval("SELECT project_id FROM account")
+    await database.execute("UPDATE account_state SET tat = $1", NOW + timedelta(days=40))
+    for rate, burst in ((10_000.0, 1), (0.00001, 1_000_000)):
+        asked = {account: (Limits(account, project, 100, rate, burst), 50)}
+        assert (await lease_pace(database, asked, NOW)).get(account, 0) in (0, 50)
+
+
 async def test_an_opening_is_told_and_never_shortened(database: Database) -> None:
     account = await _account(database)
     project = await database.fetchval("SELECT project_id FROM account")

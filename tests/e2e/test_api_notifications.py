@@ -155,6 +155,20 @@ async def test_concurrent_requests_with_one_key_yield_one(shop: Any) -> None:
     assert await _stored(shop) == 1
 
 
+async def test_a_test_key_is_not_a_live_key(shop: Any) -> None:
+    tester = await shop.with_scopes(*Scope, test=True)
+    headers = {"idempotency-key": "k"}
+    assert (await tester.post(ONE, GOOD, headers=headers)).status_code == 202
+    # Else the live request would be answered, and nothing ever sent.
+    assert (await shop.post(ONE, GOOD, headers=headers)).status_code == 422
+    live = (await shop.post(ONE, {**GOOD, "send_at": _later(hours=1)})).json()["id"]
+    assert (await tester.post(f"{ONE}/{live}/cancel")).status_code == 403
+    assert (await tester.post("/api/v1/dead_letters/replay", {})).status_code == 403
+    account = {"channel": "sms", "provider": "simulator"}
+    assert (await tester.put("/api/v1/accounts/mine", account)).status_code == 403
+    assert (await shop.put("/api/v1/accounts/mine", account)).status_code == 201
+
+
 async def test_refused_requests_leave_their_key_free(shop: Any) -> None:
     headers = {"idempotency-key": "k"}
     assert (await shop.post(ONE, {**GOOD, "data": {}}, headers=headers)).status_code == 422

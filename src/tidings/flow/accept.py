@@ -130,7 +130,7 @@ class Acceptor:
         places: list[int] = []
         refused: list[tuple[int, str, bytes]] = []
         now = self._clock.now()
-        whole = to_fingerprint(requests) if key is not None and len(requests) != 1 else None
+        whole = to_fingerprint(requests, test=caller.test) if key is not None and len(requests) != 1 else None
         for i, request in enumerate(requests):
             if isinstance(request, Problem):
                 answers.append(request)
@@ -139,7 +139,7 @@ class Acceptor:
             used = fingerprint = None
             if own is not None or key is not None:
                 used = own if own is not None else key if len(requests) == 1 else f"{key}#{i}"
-                fingerprint = whole if own is None and whole else to_fingerprint(request)
+                fingerprint = whole if own is None and whole else to_fingerprint(request, test=caller.test)
             try:
                 draft = await self._draft(caller, request, users, now, traceparent)
             except Problem as problem:

@@ -17,7 +17,7 @@ from tidings.directory.access import Caller
 from tidings.directory.audit import apply_audit
 from tidings.engine import jobs as queue
 from tidings.engine.wakes import Wakes
-from tidings.errors import NotFound
+from tidings.errors import Forbidden, NotFound
 from tidings.flow.jobs import send_job
 from tidings.flow.measure import Counts, Dimension, Meter
 from tidings.flow.settle import SQL as SETTLE_SQL
@@ -69,6 +69,7 @@ class Intervener:
 
         Raises:
             NotFound: the project has no such notification.
+            Forbidden: it is a live one, and the caller has a test key.
         """
         project_id = caller.project_id
         low, high = ids.family_range(notification_id)
@@ -78,6 +79,8 @@ class Intervener:
             notification = await conn.fetchrow(SQL.lock_notification, project_id, notification_id)
             if notification is None:
                 raise NotFound("There is no such notification in this project.")
+            if caller.test and not notification["test"]:
+                raise Forbidden("A test key cannot cancel what a live key sent.")
             if notification["cancelled_at"] is None:
                 await conn.execute(SQL.apply_cancelled_at, project_id, notification_id, now)
                 await apply_audit(
@@ -168,11 +171,18 @@ class Intervener:
             reason: only those that failed for this reason.
             channel: only those of this channel.
             limit: at most so many; None: all.
+
+        Raises:
+            Forbidden: the caller has a test key.
         """
+        if caller.test:
+            raise Forbidden("A test key cannot replay dead letters: they are sent for real.")
+        # What fails again at once is on the list again before we are through; once for each is enough.
+        began_at = await self._database.fetchval(SQL.load_now, self._clock.db_now())
         replayed = 0
         while limit is None or replayed < limit:
             size = REPLAY_BATCH if limit is None else min(REPLAY_BATCH, limit - replayed)
-            taken, done = await self._replay(caller, delivery_ids, reason, channel, size)
+            taken, done = await self._replay(caller, delivery_ids, reason, channel, size, began_at)
             replayed += done
             if taken < size:
                 break
@@ -185,6 +195,7 @@ class Intervener:
         reason: str | None,
         channel: Channel | None,
         size: int,
+        began_at: datetime,
     ) -> tuple[int, int]:
         project_id = caller.project_id
         lanes: set[int] = set()
@@ -198,6 +209,7 @@ class Intervener:
                 reason,
                 int(channel) if channel else None,
                 size,
+                began_at,
             )
             if not letters:
                 return 0, 0

@@ -1,5 +1,5 @@
 -- name: lock_notification
-SELECT n.id, n.cancelled_at, n.type_version_id, t.category_key
+SELECT n.id, n.cancelled_at, n.test, n.type_version_id, t.category_key
 FROM notification n
 LEFT JOIN type_version t ON t.project_id = n.project_id AND t.id = n.type_version_id
 WHERE n.project_id = $1 AND n.id = $2 FOR UPDATE OF n;
@@ -17,11 +17,16 @@ WHERE project_id = $1 AND id = ANY ($2::uuid[]) AND id >= $3 AND id <= $4 AND st
 RETURNING id, notification_id, channel, template_version_id, locale, variant;
 
 -- name: lock_dead_letters
--- Dead letters to replay: the ones named ($2), or the oldest that fit the filters.
+-- Dead letters to replay: the ones named ($2), or the oldest that fit the filters; none that came after $6.
 SELECT d.delivery_id, d.notification_id FROM dead_letter d
 WHERE d.project_id = $1 AND ($2::uuid[] IS NULL OR d.delivery_id = ANY ($2::uuid[]))
   AND ($3::text IS NULL OR d.reason = $3) AND ($4::smallint IS NULL OR d.channel = $4)
+  AND d.at <= $6
 ORDER BY d.delivery_id LIMIT $5 FOR UPDATE SKIP LOCKED;
+
+-- name: load_now
+-- any project: the clock by which letters are stamped
+SELECT coalesce($1::timestamptz, now());
 
 -- name: load_replays
 SELECT d.id, d.notification_id, d.channel, n.priority, n.traceparent

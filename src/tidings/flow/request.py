@@ -129,6 +129,13 @@ def decide_acceptance(
         Forbidden: `critical` without leave.
     """
     errors: list[FieldError] = []
+    data_text = _text(request.data, DATA_LIMIT, "/data", errors)
+    content_text = _text(_content_dict(request.content), DATA_LIMIT, "/content", errors)
+    metadata_text = _text(request.metadata, METADATA_LIMIT, "/metadata", errors)
+    if request.channels is not None and len(request.channels) > len(Channel):
+        errors.append(FieldError(f"There are only {len(Channel)} channels; name each once.", "/channels"))
+    if errors:  # what is too large is not looked at any further
+        raise Invalid(_summary(errors), errors=errors)
     to = request.to
     if (to.user is not None) + (to.email is not None) + (to.phone is not None) + (to.webhook is not None) != 1:
         errors.append(FieldError("Give exactly one of `user`, `email`, `phone`, `webhook`.", "/to"))
@@ -178,9 +185,6 @@ def decide_acceptance(
         expires_at = start + type_.expires_after
     if request.locale is not None and not _is_locale(request.locale):
         errors.append(FieldError(f"{request.locale!r} is not a locale; write one such as `de` or `de-AT`.", "/locale"))
-    data_text = _text(request.data, DATA_LIMIT, "/data", errors)
-    content_text = _text(_content_dict(request.content), DATA_LIMIT, "/content", errors)
-    metadata_text = _text(request.metadata, METADATA_LIMIT, "/metadata", errors)
     if request.idempotency_key is not None and not KEY_FORM.fullmatch(request.idempotency_key):
         errors.append(to_key_error("/idempotency_key"))
     if errors:
@@ -314,10 +318,13 @@ def to_key_error(where: str) -> FieldError:
     return FieldError(said, where) if where.startswith("/") else FieldError(said, parameter=where)
 
 
-def to_fingerprint(request: Any) -> bytes:
-    """What makes a repeated request (or batch of requests) the same one: SHA-256 of its canonical JSON."""
+def to_fingerprint(request: Any, *, test: bool) -> bytes:
+    """What makes a repeated request (or batch of requests) the same one: SHA-256 of its canonical JSON.
+
+    A test key's request is never the same as a live key's: the one is simulated, the other is sent.
+    """
     if not isinstance(request, Request):
         request = [r if isinstance(r, Request) else r.to_dict() for r in request]
     elif request.idempotency_key is not None:  # the same request, whether its key came in the body or in the header
         request = msgspec.structs.replace(request, idempotency_key=None)
-    return hashlib.sha256(_canonical(request)).digest()
+    return hashlib.sha256((b"test" if test else b"live") + _canonical(request)).digest()

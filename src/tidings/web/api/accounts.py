@@ -9,7 +9,9 @@ from fastapi import APIRouter, Response
 from pydantic import Field, WithJsonSchema
 
 from tidings.directory import accounts
+from tidings.directory.access import Caller
 from tidings.directory.accounts import AccountInfo, AccountPlan
+from tidings.errors import Forbidden
 from tidings.model.words import CHANNELS_OF_THIS_VERSION
 from tidings.web.deps import Admin, Given, Paging, Reader
 from tidings.web.fields import Body, Key, Page, View
@@ -77,9 +79,15 @@ async def get_account(deps: Given, caller: Reader, key: Key) -> AccountInfo:
     return await accounts.load_account(deps.database, caller.project_id, key)
 
 
+def _refuse_test_key(caller: Caller) -> None:
+    if caller.test:
+        raise Forbidden("A test key cannot change accounts: live messages are sent with them.")
+
+
 @router.put("/{key}", response_model=AccountView, responses={201: {"model": AccountView, "description": "Made"}})
 async def put_account(deps: Given, caller: Admin, key: Key, body: AccountBody, response: Response) -> AccountInfo:
     """Makes an account (201) or changes it (200); its channel and provider stay. Workers follow within a second."""
+    _refuse_test_key(caller)
     plan = AccountPlan(**body.model_dump())
     account, made = await deps.database.transaction(
         lambda conn: accounts.put_account(conn, caller.actor, deps.vault, key, plan)
@@ -92,5 +100,6 @@ async def put_account(deps: Given, caller: Admin, key: Key, body: AccountBody, r
 @router.delete("/{key}", status_code=204)
 async def delete_account(deps: Given, caller: Admin, key: Key) -> None:
     """Removes a disabled account and its credentials for good."""
+    _refuse_test_key(caller)
     await deps.database.transaction(lambda conn: accounts.delete_account(conn, caller.actor, key))
     deps.catalog.forget(caller.project_id)
