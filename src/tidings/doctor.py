@@ -80,15 +80,6 @@ def _examine_settings(settings: Settings) -> list[Finding]:
                 "Set it to how the outside reaches the API; links and callback addresses need it.",
             )
         )
-    if settings.lease < 2 * settings.provider_timeout:
-        findings.append(
-            Finding(
-                "lease",
-                "fail",
-                f"TIDINGS_LEASE ({settings.lease}) is less than twice TIDINGS_PROVIDER_TIMEOUT",
-                "Make the lease longer, or the time-out shorter: else a slow send is taken for a dead worker.",
-            )
-        )
     return findings
 
 

@@ -36,11 +36,9 @@ async def test_a_sound_database(examine: Examine) -> None:
 
 async def test_what_is_missing_is_told(examine: Examine, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TIDINGS_SECRET_KEY")
-    monkeypatch.setenv("TIDINGS_LEASE", "30s")
     await database.execute("DROP TABLE notification")
     found = await examine()
     assert found["secret key"].state == "fail"
-    assert found["lease"].state == "fail"
     assert found["partitions"].state == "fail"
     await database.execute("DROP TABLE alembic_version")
     found = await examine()

@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 from proxy import Cut, proxy, through
 
-from tidings.db.pool import Connection, Database, Listener, Notifier, savepoint
+from tidings.db.pool import Connection, Database, Listener, Notifier, savepoint, to_loggable
 from tidings.errors import CommitUnknown, DatabaseError, DatabaseUnavailable, DatabaseUnsupported
 
 
@@ -281,3 +281,11 @@ async def test_many_short_transactions_share_few_connections(database: Database,
 
     await asyncio.gather(*(database.transaction(add) for _ in range(100)))
     assert await database.fetchval("SELECT n FROM box WHERE id = 1") == 100
+
+
+async def test_refused_values_do_not_reach_a_log_line(database: Database) -> None:
+    for query, value in (("SELECT $1::int", "ada@example.com"), ("SELECT ($1::text)::int", "ada@example.com")):
+        with pytest.raises((asyncpg.DataError, ValueError)) as refused:
+            await database.fetchval(query, value)
+        assert "ada" in str(refused.value)
+        assert "ada" not in to_loggable(refused.value)

@@ -412,6 +412,13 @@ class Listener(_Dedicated):
         raise ConnectionResetError("the LISTEN connection was closed")
 
 
+def to_loggable(error: BaseException) -> str:
+    """What an error says, for a log line, without the values that driver and server quote when they refuse some."""
+    if isinstance(error, asyncpg.DataError | asyncpg.IntegrityConstraintViolationError | ValueError):
+        return f"a value was refused ({getattr(error, 'sqlstate', None) or 'before it was sent'})"
+    return str(error)
+
+
 def _session(application_name: str) -> dict[str, str]:
     """Start-up parameters of every session."""
     return {

@@ -9,7 +9,7 @@ from typing import Protocol
 import structlog
 
 from tidings.clock import Clock
-from tidings.db.pool import Database
+from tidings.db.pool import Database, to_loggable
 from tidings.engine import jobs as queue
 from tidings.engine.lane import CLAIM_GAP, PROJECTS_AT_ONCE
 from tidings.engine.shares import Credits, Share, decide_shares
@@ -64,7 +64,7 @@ class FeedLanes:
             try:
                 fed = await self.step()
             except Exception as error:
-                log.warning("worker.plan_failed", error=type(error).__name__, detail=str(error))
+                log.warning("worker.plan_failed", error=type(error).__name__, detail=to_loggable(error))
                 fed = 0
                 await wait_first(stop, timeout=0.5)
             if fed:

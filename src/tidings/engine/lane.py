@@ -19,7 +19,7 @@ import asyncpg
 import structlog
 
 from tidings.clock import Clock
-from tidings.db.pool import Database
+from tidings.db.pool import Database, to_loggable
 from tidings.engine import gate as gates
 from tidings.engine import jobs as queue
 from tidings.engine.batch import Batcher
@@ -169,7 +169,9 @@ class SendLane(Generic[Prepared, Result]):
             try:
                 claimed = await self.step()
             except Exception as error:
-                log.warning("worker.claim_failed", lane=self.lane, error=type(error).__name__, detail=str(error))
+                log.warning(
+                    "worker.claim_failed", lane=self.lane, error=type(error).__name__, detail=to_loggable(error)
+                )
                 claimed = 0
                 await wait_first(stop, timeout=0.5)
             if claimed:
@@ -429,7 +431,11 @@ class SendLane(Generic[Prepared, Result]):
             lanes = await self._handler.settle(batch)
         except Exception as error:  # told once for all of them; each goes back to be settled again
             log.warning(
-                "worker.settle_failed", lane=self.lane, jobs=len(batch), error=type(error).__name__, detail=str(error)
+                "worker.settle_failed",
+                lane=self.lane,
+                jobs=len(batch),
+                error=type(error).__name__,
+                detail=to_loggable(error),
             )
             raise
         await self._checkpoint("settle.after")

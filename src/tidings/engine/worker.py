@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 import structlog
 
 from tidings.clock import Clock
-from tidings.db.pool import Connection, Database
+from tidings.db.pool import Connection, Database, to_loggable
 from tidings.engine import jobs as queue
 from tidings.engine.feed import FeedLanes
 from tidings.engine.jobs import Job
@@ -112,7 +112,7 @@ class Worker:
             try:
                 await work()
             except Exception as error:
-                log.warning("worker.chore_failed", error=type(error).__name__, detail=str(error))
+                log.warning("worker.chore_failed", error=type(error).__name__, detail=to_loggable(error))
             # Jitter, so that the workers of a fleet do not all sweep at once.
             await wait_first(done, timeout=seconds * self._clock.random.uniform(0.8, 1.0))
 

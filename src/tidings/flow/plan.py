@@ -19,7 +19,7 @@ import structlog
 
 from tidings import ids
 from tidings.clock import Clock
-from tidings.db.pool import Connection, Database
+from tidings.db.pool import Connection, Database, to_loggable
 from tidings.db.sql import load_queries
 from tidings.directory.catalog import Account, Catalog, TemplateVersion, TypeVersion
 from tidings.engine import jobs as queue
@@ -312,7 +312,7 @@ class Planner:
         async def work(conn: Connection) -> None:
             jobs = await queue.lock_jobs(conn, shares, now=self._clock.db_now())
             for job in jobs:
-                log.error("plan.broke", notification=ids.to_public(ids.NOTIFICATION, job.id), error=str(error))
+                log.error("plan.broke", notification=ids.to_public(ids.NOTIFICATION, job.id), error=to_loggable(error))
                 if job.attempt + 1 < GIVE_UP_AFTER:
                     after = timedelta(seconds=30 * 4**job.attempt)
                     await queue.retry_jobs(conn, [Retry(job, after, None, job.attempt + 1)], self._clock.db_now())
