@@ -106,8 +106,7 @@ async def run(world: World) -> list[str]:
                 for i, process in enumerate(group):
                     if process.dead:
                         group[i] = await start(type(process))
-            with loop.real():
-                left = await loop.admin.fetchval("SELECT count(*) FROM job")
+            left = (await loop.ask("SELECT count(*) FROM job"))[0][0]
             if not left and loop.time() > CHAOS_ENDS and all(life.done() for life in lives):
                 break
         else:

@@ -52,7 +52,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self.running: set[TurnConnection] = set()
         self.blocked: set[TurnConnection] = set()
         self.admin: Any = None
-        """A connection of its own, that sees who is blocked."""
+        """A connection of its own, that sees who is blocked; one question at a time, see `ask`."""
+        self._asking = asyncio.Lock()
         self.statements = 0
         selector = _Selector()
         selector.loop = self
@@ -101,12 +102,18 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._virtual += timeout
         return []
 
-    async def _look(self) -> None:
+    async def ask(self, query: str, *values: Any) -> list[Any]:
+        """Look at the database from outside of the simulation; time stands still meanwhile."""
         with self.real():
-            pids = {c.get_server_pid(): c for c in self.running if not c.is_closed()}
-            rows = await self.admin.fetch(
-                "SELECT pid FROM unnest($1::int[]) AS pid WHERE cardinality(pg_blocking_pids(pid)) > 0", list(pids)
-            )
+            async with self._asking:
+                rows: list[Any] = await self.admin.fetch(query, *values)
+                return rows
+
+    async def _look(self) -> None:
+        pids = {c.get_server_pid(): c for c in self.running if not c.is_closed()}
+        rows = await self.ask(
+            "SELECT pid FROM unnest($1::int[]) AS pid WHERE cardinality(pg_blocking_pids(pid)) > 0", list(pids)
+        )
         for row in rows:
             if (connection := pids[row["pid"]]) in self.running:
                 self.running.discard(connection)
@@ -120,8 +127,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     async def gone(self, pids: list[int]) -> None:
         """Wait until the server has noticed that these connections are lost, and rolled back."""
         with self.real():
-            query = "SELECT count(*) FROM pg_stat_activity WHERE pid = ANY ($1::int[])"
-            while await self.admin.fetchval(query, pids):
+            while await self.ask("SELECT 1 FROM pg_stat_activity WHERE pid = ANY ($1::int[])", pids):
                 pass
         self.freed()
 
