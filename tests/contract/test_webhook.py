@@ -18,11 +18,12 @@ from tidings.errors import Invalid
 from tidings.ids import to_public
 from tidings.model.messages import Message, Rejected, SendResult, Webhook
 from tidings.model.words import Channel, Reason
+from tidings.providers.api import parse_retry_after
 from tidings.providers.guard import Guard
 from tidings.providers.http import AiohttpTransport, BrokenAnswer, HttpAnswer
 from tidings.providers.port import Surroundings
 from tidings.providers.registry import create, parse_config
-from tidings.providers.webhook import decide_result, parse_retry_after, parse_secret, sign
+from tidings.providers.webhook import decide_result, parse_secret, sign
 
 KEY = to_public("dlv", DELIVERY)
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"

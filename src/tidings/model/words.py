@@ -20,8 +20,8 @@ class Channel(IntEnum):
     chat = 6
 
 
-CHANNELS_OF_THIS_VERSION: Final = (Channel.email, Channel.sms, Channel.in_app, Channel.webhook)
-"""What types and templates may name so far. The others are refused by name."""
+CHANNELS_OF_THIS_VERSION: Final = tuple(Channel)
+"""What types and templates may name. A channel that is not among them is refused by name."""
 
 
 class Priority(IntEnum):
@@ -108,6 +108,7 @@ class Reason(StrEnum):
 
     # the provider or the network said no
     bounced = "bounced"
+    complained = "complained"
     mailbox_full = "mailbox_full"
     greylisted = "greylisted"
     invalid_address = "invalid_address"
@@ -132,6 +133,7 @@ class Reason(StrEnum):
     no_address = "no_address"
     no_template = "no_template"
     no_account = "no_account"
+    no_sender = "no_sender"
     suppressed = "suppressed"
     user_deleted = "user_deleted"
     opted_out = "opted_out"
@@ -142,6 +144,7 @@ class Reason(StrEnum):
 
 EFFECTS: Final[dict[Reason, Effect]] = {
     Reason.bounced: Effect.suppress,
+    Reason.complained: Effect.suppress,
     Reason.mailbox_full: Effect.retry,
     Reason.greylisted: Effect.retry,
     Reason.invalid_address: Effect.suppress,
@@ -164,6 +167,7 @@ EFFECTS: Final[dict[Reason, Effect]] = {
     Reason.no_address: Effect.none,
     Reason.no_template: Effect.none,
     Reason.no_account: Effect.none,
+    Reason.no_sender: Effect.failover,
     Reason.suppressed: Effect.none,
     Reason.user_deleted: Effect.none,
     Reason.opted_out: Effect.none,

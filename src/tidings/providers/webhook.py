@@ -14,19 +14,18 @@ import base64
 import binascii
 import hmac
 import re
-from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
+from datetime import datetime, timedelta
 from typing import ClassVar, Final
 
 from pydantic import SecretStr, field_validator
 
 from tidings.model.messages import Deferred, Message, Rejected, SendResult, Sent, Webhook
 from tidings.model.words import Channel, Reason
+from tidings.providers.api import parse_retry_after
 from tidings.providers.http import HttpAnswer, TransportFailure, to_result
 from tidings.providers.port import Config, ProviderSpec, Surroundings, find_unsupported
 
 _READ_CAP: Final = 4096  # octets of the answer; a receiver has nothing to tell us but its status
-_RETRY_AFTER_MAX: Final = timedelta(days=1)
 _HOST: Final = re.compile(r"http://(?P<host>\[[^\]]*\]|[^/:?#]+)(?::(?P<port>\d{1,5}))?(?=[/?#]|$)", re.IGNORECASE)
 
 
@@ -156,19 +155,3 @@ def decide_result(answer: HttpAnswer, now: datetime) -> SendResult:
     if 400 <= status < 500 and status not in (408, 425):
         return Rejected(Reason.rejected, detail)
     return Deferred(Reason.provider_error, retry_after, detail)
-
-
-def parse_retry_after(value: str | None, now: datetime) -> timedelta | None:
-    """How long `Retry-After` (RFC 9110, 10.2.3: seconds or a date) asks us to wait, at most a day; None if unusable."""
-    if value is None:
-        return None
-    value = value.strip()
-    if value.isascii() and value.isdigit():
-        return min(timedelta(seconds=int(value[:9])), _RETRY_AFTER_MAX)
-    try:
-        at = parsedate_to_datetime(value)
-    except (ValueError, OverflowError):
-        return None
-    if at.tzinfo is None:
-        at = at.replace(tzinfo=UTC)
-    return min(max(at - now, timedelta()), _RETRY_AFTER_MAX)

@@ -1,0 +1,2 @@
+-- Content: options and attachments of requests, content-addressed blobs.
+SELECT 1;

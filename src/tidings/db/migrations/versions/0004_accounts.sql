@@ -1,0 +1,2 @@
+-- Accounts: usage, costs, quotas, health and learned pace.
+SELECT 1;

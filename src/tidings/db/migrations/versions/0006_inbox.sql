@@ -1,0 +1,2 @@
+-- Inbox: actions, read state and live streams.
+SELECT 1;

@@ -1,0 +1,83 @@
+"""Data that vendors and independent implementations published, as parameters of tests.
+
+The data are not part of this repository: `TIDINGS_CONTRACTS` names their folder, and without it their tests are
+skipped by name. A case that does not pass is listed with its reason in `exceptions.toml`; it is run all the same and
+has to fail, so that the list holds nothing that has been mended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Callable, Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openapi_schema_validator import OAS30Validator
+
+ROOT = Path(os.environ["TIDINGS_CONTRACTS"]) if os.environ.get("TIDINGS_CONTRACTS") else None
+LISTED: dict[str, dict[str, str]] = tomllib.loads((Path(__file__).parent / "exceptions.toml").read_text("utf-8"))
+"""By file, then by case: why it does not pass. The case `*` stands for all of a file's."""
+
+
+@cache
+def load(file: str) -> Any:
+    """The content of a data file such as `twilio/signature_vectors.json`; skips the test where there is none."""
+    if ROOT is None:
+        pytest.skip("TIDINGS_CONTRACTS is not set: the published data are not at hand")
+    return json.loads((ROOT / file).read_text(encoding="utf-8"))
+
+
+def path(file: str) -> Path:
+    """Where a data file is; skips the test where there is none."""
+    if ROOT is None:
+        pytest.skip("TIDINGS_CONTRACTS is not set: the published data are not at hand")
+    return ROOT / file
+
+
+def cases(
+    file: str,
+    pick: Callable[[Any], Iterable[tuple[str, Any]]] = lambda data: (
+        (str(case.get("name") or case.get("id") or i), case) for i, case in enumerate(data["cases"])
+    ),
+) -> list[Any]:
+    """The cases of a file for `pytest.mark.parametrize`, each under its name; one skipped case without the data.
+
+    Args:
+        pick: names and cases, of the file's content. Names are made unique by a number where they repeat.
+    """
+    if ROOT is None:
+        return [pytest.param(None, id=file, marks=pytest.mark.skip(reason="TIDINGS_CONTRACTS is not set"))]
+    listed = LISTED.get(file, {})
+    seen: dict[str, int] = {}
+    params = []
+    for name, case in pick(load(file)):
+        seen[name] = seen.get(name, 0) + 1
+        unique = name if seen[name] == 1 else f"{name} ({seen[name]})"
+        reason = listed.get(unique)
+        marks = [pytest.mark.xfail(strict=True, reason=reason)] if reason else []
+        params.append(pytest.param(case, id=unique, marks=marks))
+    assert set(listed) <= {*(p.id for p in params), "*"}, f"exceptions.toml names cases of {file} that do not exist"
+    return params
+
+
+def check_body(
+    file: str, path: str, body: Any, *, method: str = "post", content_type: str = "application/json"
+) -> None:
+    """Hold a request body against the vendor's own OpenAPI 3.0 description.
+
+    Args:
+        path: as the description has it, with its placeholders.
+        body: the decoded body: of a form, names to texts.
+
+    Raises:
+        AssertionError: with everything that does not fit.
+    """
+    description = load(file)
+    content = description["paths"][path][method]["requestBody"]["content"]
+    schema = {**content[content_type]["schema"], "components": description.get("components", {})}
+    errors = [f"{e.json_path}: {e.message}" for e in OAS30Validator(schema).iter_errors(body)]
+    assert not errors, errors
