@@ -1,4 +1,4 @@
-"""Receipts and tracking: what vendors and recipients report; suppression by stream. (Statements in 0002_receipts.sql.)"""
+"""Receipts and tracking: what vendors and recipients report. (Statements in 0002_receipts.sql.)"""
 
 from tidings.db.migrate import apply_script
 
