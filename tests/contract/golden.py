@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from openapi_schema_validator import OAS30Validator
+from openapi_schema_validator import OAS30Validator, OAS31Validator
 
 ROOT = Path(os.environ["TIDINGS_CONTRACTS"]) if os.environ.get("TIDINGS_CONTRACTS") else None
 LISTED: dict[str, dict[str, str]] = tomllib.loads((Path(__file__).parent / "exceptions.toml").read_text("utf-8"))
@@ -67,7 +67,7 @@ def cases(
 def check_body(
     file: str, path: str, body: Any, *, method: str = "post", content_type: str = "application/json"
 ) -> None:
-    """Hold a request body against the vendor's own OpenAPI 3.0 description.
+    """Hold a request body against the vendor's own OpenAPI description.
 
     Args:
         path: as the description has it, with its placeholders.
@@ -77,7 +77,11 @@ def check_body(
         AssertionError: with everything that does not fit.
     """
     description = load(file)
-    content = description["paths"][path][method]["requestBody"]["content"]
+    request = description["paths"][path][method]["requestBody"]
+    if "$ref" in request:
+        request = description["components"]["requestBodies"][request["$ref"].rpartition("/")[2]]
+    content = request["content"]
     schema = {**content[content_type]["schema"], "components": description.get("components", {})}
-    errors = [f"{e.json_path}: {e.message}" for e in OAS30Validator(schema).iter_errors(body)]
+    validator = OAS31Validator if str(description.get("openapi", "")).startswith("3.1") else OAS30Validator
+    errors = [f"{e.json_path}: {e.message}" for e in validator(schema).iter_errors(body)]
     assert not errors, errors

@@ -70,3 +70,5 @@ class ProviderCase:
     garbage: Callable[[], Vendor] | None = None
     oversize: Callable[[], Vendor] | None = None
     """Answers without end."""
+    excused: Mapping[str, str] = field(default_factory=dict)
+    """Tests of the suite that cannot hold for this provider, each with the reason."""

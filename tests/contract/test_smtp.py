@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import datetime
 import ipaddress
+import re
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -33,7 +34,8 @@ from tidings.providers.guard import Guard
 from tidings.providers.http import AiohttpTransport
 from tidings.providers.port import Surroundings
 from tidings.providers.registry import parse_config
-from tidings.providers.smtp import Reply, SmtpProvider, Stage, decide_result
+from tidings.providers.smtp import SmtpProvider
+from tidings.providers.smtp_talk import Reply, Stage, decide_result
 
 KEY = to_public("dlv", DELIVERY)
 MAIL = Email("Hi", text="Hello")
@@ -212,6 +214,89 @@ async def test_the_guard_stands_before_smtp_hosts_too() -> None:
         assert vendor.connections == 0
 
 
+# --- copies -----------------------------------------------------------------------------------------------------------
+
+COPIES = Email("Hi", text="Hello", cc=("Bob <bob@example.com>", "ada@example.com"), bcc=("eve@example.com",))
+
+
+@pytest.mark.parametrize("extensions", [("PIPELINING",), ()])
+async def test_copies_go_in_the_same_transaction(extensions: Any) -> None:
+    async with SmtpVendor(SmtpScript(extensions=extensions)) as vendor, provider(vendor.port) as smtp:
+        assert isinstance(await send(smtp, COPIES), Sent)
+        assert isinstance(await send(smtp), Sent)
+        assert vendor.connections == 1
+        (mail, _) = vendor.mails
+    recipients = [command for command in vendor.commands if command.startswith(b"RCPT")]
+    assert recipients == [b"RCPT TO:<%b@example.com>" % name for name in (b"ada", b"bob", b"eve", b"ada")]
+    assert b"\r\nCc: Bob <bob@example.com>,\r\n ada@example.com\r\n" in mail
+    assert b"eve" not in mail
+
+
+@pytest.mark.parametrize("extensions", [("PIPELINING",), ()])
+async def test_a_refused_copy_does_not_fail_the_message(extensions: Any) -> None:
+    ok, no = b"250 2.1.5 ok\r\n", b"550 5.1.1 no such user\r\n"
+    script = SmtpScript(extensions=extensions, rcpt=[ok, no, ok])
+    async with SmtpVendor(script) as vendor, provider(vendor.port) as smtp:
+        result = await send(smtp, COPIES)
+        assert isinstance(result, Sent)
+        assert result.detail == "250 2.0.0 queued as 4711; a copy was refused: 550 5.1.1 no such user"
+        assert len(vendor.mails) == 1
+
+
+@pytest.mark.parametrize("extensions", [("PIPELINING",), ()])
+async def test_nobody_gets_a_mail_that_the_recipient_does_not_get(extensions: Any) -> None:
+    ok = b"250 2.1.5 ok\r\n"
+    for refusal, expected in ((b"550 5.1.1 no\r\n", Rejected), (b"450 4.7.1 greylisted\r\n", Deferred)):
+        script = SmtpScript(extensions=extensions, rcpt=[refusal, ok])
+        async with SmtpVendor(script) as vendor, provider(vendor.port) as smtp:
+            assert isinstance(await send(smtp, COPIES), expected)
+            assert vendor.mails == []
+            assert isinstance(await send(smtp), Sent)
+            assert (vendor.connections, len(vendor.mails)) == (1, 1)
+    async with SmtpVendor(SmtpScript(rcpt=[ok, Act.close])) as vendor, provider(vendor.port) as smtp:
+        result = await send(smtp, COPIES)
+        assert isinstance(result, Deferred)
+        assert result.reason is Reason.connect_failed
+
+
+async def test_a_copy_that_is_no_address_is_refused() -> None:
+    async with SmtpVendor() as vendor, provider(vendor.port) as smtp:
+        for content in (Email("Hi", text="x", cc=("bob",)), Email("Hi", text="x", bcc=("a@x.de>\r\nDATA",))):
+            result = await send(smtp, content)
+            assert isinstance(result, Rejected)
+            assert result.reason is Reason.content_rejected
+        assert vendor.mails == []
+
+
+# --- return paths and delivery reports --------------------------------------------------------------------------------
+
+SECRET = "sixteen-characters-and-more"
+VERP = {"return_path": "bounces+{key}@bounce.example.com", "verp_secret": SECRET}
+
+
+async def test_the_return_path_names_the_delivery() -> None:
+    async with SmtpVendor() as vendor, provider(vendor.port, **VERP) as smtp:
+        result = await send(smtp)
+        assert isinstance(result, Sent)
+        sender = vendor.commands[1].decode()
+        found = re.fullmatch(r"MAIL FROM:<bounces\+(dlv_\w{26}-[0-9a-f]{16})@bounce\.example\.com> SIZE=\d+", sender)
+        assert found is not None, sender
+        assert found[1].startswith(KEY)
+        assert result.provider_id == f"{found[1]}@example.com"
+        assert f"Message-ID: <{result.provider_id}>".encode() in vendor.mails[0]
+    async with SmtpVendor() as vendor, provider(vendor.port, return_path="bounces@example.com") as smtp:
+        assert isinstance(await send(smtp), Sent)
+        assert vendor.commands[1].startswith(b"MAIL FROM:<bounces@example.com> ")
+
+
+async def test_delivery_reports_are_asked_to_name_the_delivery() -> None:
+    script = SmtpScript(extensions=("PIPELINING", "DSN"))
+    async with SmtpVendor(script) as vendor, provider(vendor.port) as smtp:
+        assert isinstance(await send(smtp, to="ada+x=y@example.com"), Sent)
+        assert vendor.commands[1] == f"MAIL FROM:<shop@example.com> RET=HDRS ENVID={KEY}".encode()
+        assert vendor.commands[2] == b"RCPT TO:<ada+x=y@example.com> ORCPT=rfc822;ada+2Bx+3Dy@example.com"
+
+
 # --- what answers mean ------------------------------------------------------------------------------------------------
 
 
@@ -345,6 +430,12 @@ async def test_starttls_is_never_left_out() -> None:
         ({"ca_pem": "x"}, "/config/ca_pem"),
         ({"port": 0}, "/config/port"),
         ({"security": "ssl"}, "/config/security"),
+        ({"return_path": "bounces+{key}@example.com"}, "/config"),
+        ({"return_path": "bounces@{key}.example.com", "verp_secret": SECRET}, "/config/return_path"),
+        ({"return_path": "a-long-word-before-the+{key}@example.com", "verp_secret": SECRET}, "/config/return_path"),
+        ({"return_path": "a b@example.com"}, "/config/return_path"),
+        ({"return_path": "b@example.com>\r\nDATA"}, "/config/return_path"),
+        ({"verp_secret": "short"}, "/config/verp_secret"),
     ],
 )
 def test_unusable_configurations(config: dict[str, Any], pointer: str) -> None:

@@ -84,6 +84,12 @@ def test_content_of_each_channel() -> None:
     )
     assert build(Channel.email, subject="Hi", html="<p>T</p>", reply_to="") == Email("Hi", html="<p>T</p>")
     assert build(Channel.sms, text="T") == Sms("T")
+    assert build(Channel.sms, text="T", media="", sender="") == Sms("T")
+    assert build(Channel.sms, text="T", media="https://a.example/1 \n https://b.example/2", sender=" Shop ") == Sms(
+        "T", ("https://a.example/1", "https://b.example/2"), "Shop"
+    )
+    assert build(Channel.sms, text="x" * 1530) == Sms("x" * 1530)
+    assert build(Channel.sms, text="я" * 670) == Sms("я" * 670)
     assert build(Channel.in_app, title="T", body="B\nC", url="/orders/1") == InApp("T", "B\nC", "/orders/1")
     assert build(Channel.webhook, body=' {"a": "ü"}\n') == Webhook('{"a": "ü"}'.encode())
 
@@ -107,6 +113,15 @@ def test_mail_headers_are_one_line(name: str, control: str) -> None:
         ("email", {"subject": "Hi", "text": "T" * 2_000_000}, "octets"),
         ("email", {"subject": "Hi", "text": "\ud800"}, "surrogate"),
         ("sms", {"text": "x" * 1531}, "1,531"),
+        ("sms", {"text": "я" * 671}, "11 parts in UCS-2"),
+        ("sms", {"text": "€" * 766}, "11 parts in GSM-7"),
+        ("sms", {"text": "Hi", "media": "http://a.example/1"}, "https"),
+        ("sms", {"text": "Hi", "media": "https://user:word@a.example/1"}, "'media'"),
+        ("sms", {"text": "Hi", "media": "https:///1"}, "'media'"),
+        ("sms", {"text": "Hi", "media": "https://a.example/" + "x" * 2000}, "2,000"),
+        ("sms", {"text": "Hi", "media": "https://a.example/1 " * 11}, "11 URLs"),
+        ("sms", {"text": "Hi", "sender": "a\nb"}, "'sender'"),
+        ("sms", {"text": "Hi", "sender": "x" * 65}, "'sender'"),
         ("in_app", {"title": "a\nb"}, "'title'"),
         ("in_app", {"title": "a", "url": "javascript:alert(1)"}, "'url'"),
         ("in_app", {"title": "a", "url": "//evil.example"}, "'url'"),

@@ -287,6 +287,18 @@ def test_pages_are_followed(server: Server, connect: Connect) -> None:
     assert server.seen[0].query == {"user": ["u"], "since": ["2026-01-01T00:00:00+00:00"]}
 
 
+def test_a_users_inbox_and_token(server: Server, connect: Connect) -> None:
+    at = "2026-01-01T00:00:00Z"
+    item = {"id": "dlv_1", "seq": 3, "title": "T", "actions": [{"id": "a", "title": "A", "url": None}], "read_at": None}
+    server.steps = [Step(200, {"items": [item]}), Step(201, {"token": "tdu_p.x.y", "expires_at": at})]
+    client = connect()
+    [found] = client.users.inbox("ada", unread=True, category="news")
+    assert (found.seq, found.actions[0].title, found.read_at) == (3, "A", None)
+    assert server.seen[0].query == {"unread": ["true"], "category": ["news"]}
+    assert client.users.create_token("ada", expires_after="10m").token == "tdu_p.x.y"
+    assert server.seen[1].path == "/api/v1/users/ada/tokens"
+
+
 async def test_the_async_client_does_the_same(server: Server) -> None:
     server.steps = [
         Step(200, {"items": [{"id": "ada"}], "next_cursor": "2"}),

@@ -99,7 +99,7 @@ def test_a_backslash_before_u0000_is_text() -> None:
         ({"to": {"phone": "12"}}, ["/to/phone"]),
         ({"to": {"webhook": "ftp://example.com"}}, ["/to/webhook"]),
         ({"channels": []}, ["/channels"]),
-        ({"channels": ["push"]}, ["/channels/0"]),
+        ({"channels": ["push"]}, ["/channels"]),
         ({"channels": ["webhook"]}, ["/channels"]),
         ({"to": {"phone": "+436641234567"}}, ["/channels"]),
         ({"content": {"text": "x"}}, ["/content"]),

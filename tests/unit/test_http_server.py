@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from tidings.app import HEAD_MAX, serve
+from tidings.web.server import HEAD_MAX, serve
 
 
 async def _echo(scope: Scope, receive: Receive, send: Send) -> None:

@@ -25,6 +25,9 @@ def test_every_outcome_has_an_address_on_each_channel_that_the_channel_takes(out
         (Channel.webhook, f"https://{outcome}.simulator.test/a?b=c"),
         (Channel.webhook, f"https://{outcome}.simulator.test:8443"),
         (Channel.sms, phone),
+        (Channel.push, f"simulator:{outcome}"),
+        (Channel.push, f"simulator:{outcome}+my-phone"),
+        (Channel.chat, f"simulator:{outcome}"),
     ):
         normal = CHANNELS[channel].parse_address(address)
         assert simulated_outcome(channel, normal) is outcome, address
@@ -34,6 +37,7 @@ def test_misspelt_simulator_addresses_stay_in_the_house_and_fail() -> None:
     assert simulated_outcome(Channel.email, "bonce@simulator.test") is Outcome.fail
     assert simulated_outcome(Channel.webhook, "https://simulator.test/") is Outcome.fail
     assert simulated_outcome(Channel.webhook, "https://x.deliver.simulator.test/") is Outcome.fail
+    assert simulated_outcome(Channel.push, "simulator:bonce") is Outcome.fail
 
 
 @pytest.mark.parametrize(
@@ -49,6 +53,9 @@ def test_misspelt_simulator_addresses_stay_in_the_house_and_fail() -> None:
         (Channel.sms, "+99900000006"),
         (Channel.sms, "+4915112345678"),
         (Channel.in_app, "deliver@simulator.test"),
+        (Channel.push, "fcm:simulator"),
+        (Channel.chat, "slack:simulator:deliver"),
+        (Channel.email, "simulator:deliver"),
     ],
 )
 def test_other_addresses_are_not_the_simulators(channel: Channel, address: str) -> None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from tidings.channels import email, in_app, sms, webhook
+from tidings.channels import chat, email, in_app, push, sms, webhook
 from tidings.channels.rules import ChannelRules, Kind
 from tidings.model.words import Channel
 
 __all__ = ["CHANNELS", "ChannelRules", "Kind"]
 
 CHANNELS: Final[Mapping[Channel, ChannelRules]] = {
-    rules.channel: rules for rules in (email.RULES, sms.RULES, in_app.RULES, webhook.RULES)
+    rules.channel: rules for rules in (email.RULES, sms.RULES, push.RULES, in_app.RULES, webhook.RULES, chat.RULES)
 }
 """The channels of this version; a channel that is not among them is not supported yet."""

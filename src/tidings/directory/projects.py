@@ -8,9 +8,9 @@ from typing import Final, Literal
 
 import msgspec
 
-from tidings.db.pool import Connection, Database
+from tidings.db.pool import Connection, Database, Record
 from tidings.db.sql import load_queries
-from tidings.directory.accounts import create_builtin_accounts
+from tidings.directory.accounts import create_builtin_accounts, notify_config
 from tidings.directory.audit import Actor, apply_audit
 from tidings.directory.categories import DEFAULT_CATEGORY, put_category
 from tidings.errors import Conflict, FieldError, Invalid, NotFound
@@ -21,7 +21,32 @@ _LOAD_PROJECT: Final = _queries.load_project
 _LOAD_PROJECT_BY_KEY: Final = _queries.load_project_by_key
 _LIST_PROJECTS: Final = _queries.list_projects
 
+_LOCK_PROJECT: Final = _queries.lock_project
+_UPDATE_SETTINGS: Final = _queries.update_settings
+
+ORIGINS_MAX: Final = 50
+_ORIGIN: Final = re.compile(
+    r"https?://(?:[a-z0-9](?:[a-z0-9-]*[a-z0-9])?\.)*[a-z0-9](?:[a-z0-9-]*[a-z0-9])?(?::\d{1,5})?"
+)
 _KEY: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
+
+
+class Tracking(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Whether mails tell when they are opened and clicked. Off until the project turns it on."""
+
+    opens: bool = False
+    clicks: bool = False
+    domain: str | None = None
+    """Where the links point, such as `https://click.example.com`, which must lead to the API; null: the API's own
+    address (`TIDINGS_PUBLIC_URL`)."""
+
+
+class ProjectSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a project sets for itself."""
+
+    tracking: Tracking = Tracking()
+    origins: tuple[str, ...] = ()
+    """Web origins, such as `https://shop.example.com`, whose pages may use the inbox with a user's token."""
 
 
 class Project(msgspec.Struct, frozen=True):
@@ -32,6 +57,7 @@ class Project(msgspec.Struct, frozen=True):
     key: str
     name: str
     created_at: datetime
+    settings: ProjectSettings = ProjectSettings()
 
 
 async def create_project(conn: Connection, key: str, name: str, *, by: Literal["cli", "system"] = "cli") -> Project:
@@ -50,7 +76,7 @@ async def create_project(conn: Connection, key: str, name: str, *, by: Literal["
     row = await conn.fetchrow(_CREATE_PROJECT, key, name)
     if row is None:
         raise Conflict(f"There is a project `{key}` already.")
-    project = Project(**dict(row))
+    project = _to_project(row)
     actor = Actor(project.id, by)
     await apply_audit(conn, actor, "project.create", f"project:{key}", after=project)
     await put_category(conn, actor, DEFAULT_CATEGORY, name="General")
@@ -67,15 +93,63 @@ async def load_project(db: Database | Connection, project_id: int) -> Project:
     row = await db.fetchrow(_LOAD_PROJECT, project_id)
     if row is None:
         raise NotFound("There is no such project.")
-    return Project(**dict(row))
+    return _to_project(row)
 
 
 async def load_project_by_key(db: Database | Connection, key: str) -> Project | None:
     """The project with this key, if there is one."""
     row = await db.fetchrow(_LOAD_PROJECT_BY_KEY, key)
-    return None if row is None else Project(**dict(row))
+    return None if row is None else _to_project(row)
 
 
 async def list_projects(db: Database | Connection) -> list[Project]:
     """All projects by key: for the operator."""
-    return [Project(**dict(row)) for row in await db.fetch(_LIST_PROJECTS)]
+    return [_to_project(row) for row in await db.fetch(_LIST_PROJECTS)]
+
+
+async def put_settings(conn: Connection, actor: Actor, settings: ProjectSettings) -> Project:
+    """Replace the project's settings.
+
+    Raises:
+        Invalid: a URL is none, or more than a page of an origin.
+    """
+    errors = []
+    domain = settings.tracking.domain
+    if domain is not None and (fault := _find_origin_fault(domain)) is not None:
+        errors.append(FieldError(fault, "/tracking/domain"))
+    if len(settings.origins) > ORIGINS_MAX:
+        errors.append(FieldError(f"at most {ORIGINS_MAX} origins are taken", "/origins"))
+    for i, origin in enumerate(settings.origins[:ORIGINS_MAX]):
+        if (fault := _find_origin_fault(origin)) is not None:
+            errors.append(FieldError(fault, f"/origins/{i}"))
+    if errors:
+        raise Invalid(errors=errors)
+    row = await conn.fetchrow(_LOCK_PROJECT, actor.project_id)
+    if row is None:
+        raise NotFound("There is no such project.")
+    before = _to_project(row)
+    if before.settings == settings:
+        return before
+    row = await conn.fetchrow(_UPDATE_SETTINGS, actor.project_id, msgspec.json.encode(settings).decode())
+    assert row is not None  # it is locked
+    project = _to_project(row)
+    await apply_audit(conn, actor, "project.settings", f"project:{project.key}", before=before, after=project)
+    await notify_config(conn, actor.project_id)
+    return project
+
+
+def _find_origin_fault(text: str) -> str | None:
+    if not _ORIGIN.fullmatch(text):
+        return "must be an origin such as https://example.com, without a path"
+    return None
+
+
+def parse_settings(text: str) -> ProjectSettings:
+    """The settings as they are stored; what this version does not know is left out."""
+    raw = msgspec.json.decode(text)
+    known = {f.encode_name: raw[f.encode_name] for f in msgspec.structs.fields(ProjectSettings) if f.encode_name in raw}
+    return msgspec.convert(known, ProjectSettings)
+
+
+def _to_project(row: Record) -> Project:
+    return Project(row["id"], row["key"], row["name"], row["created_at"], parse_settings(row["settings"]))

@@ -91,6 +91,8 @@ class EventKind(IntEnum):
     archived = 16
     unsubscribed = 17
     complained = 18
+    machine_opened = 19  # by a prefetcher, a privacy proxy or a scanner: counted apart
+    machine_clicked = 20
 
 
 class Effect(Enum):

@@ -1,7 +1,17 @@
 """A rendered e-mail as the bytes that SMTP carries (RFC 5322, 2045-2047, 6532).
 
 The standard library needs about a millisecond to build and serialise one `EmailMessage`; this needs about thirty
-microseconds for the only two shapes that Tidings sends: one text part, or `multipart/alternative` of text and HTML.
+microseconds for the two shapes that nearly all mails have: one text part, or `multipart/alternative` of text and HTML.
+With files the shapes are nested, each level only if it is needed:
+
+    multipart/mixed
+        multipart/alternative
+            text/plain
+            multipart/related
+                text/html
+                inline images, named by their Content-ID
+        attachments
+
 What the standard library's parser reads back is what went in; a property test holds that.
 
 This room knows the format; it knows no connection, no server and no account.
@@ -16,11 +26,12 @@ from datetime import UTC, datetime
 from email.utils import format_datetime
 from functools import lru_cache
 from typing import Final
+from urllib.parse import quote
 
 import msgspec
 from email_validator import EmailNotValidError, validate_email
 
-from tidings.model.messages import Email
+from tidings.model.messages import Attachment, Email
 
 MAX_LINE: Final = 998
 """Octets in a line without its CRLF (RFC 5322, 2.1.1)."""
@@ -38,6 +49,18 @@ _PLAIN_ADDRESS: Final = re.compile(
 _MAILBOX: Final = re.compile(r'(?P<name>"(?:[^"\\]|\\.)*"\s*|[^<>]*)<(?P<address>[^<>]*)>')
 _MAILBOX_MAX: Final = 1_000
 _FOLDABLE: Final = re.compile(r"(?<=\S) (?=\S)")
+_RFC2045: Final = r"[A-Za-z0-9!#$&^_.+-]{1,64}"
+_CONTENT_TYPE: Final = re.compile(
+    rf"(?P<type>{_RFC2045}/{_RFC2045})"
+    rf'(?P<parameters>(?:[ ]*;[ ]*{_RFC2045}=(?:{_RFC2045}|"[ !#-:<-\[\]-~]{{0,64}}")){{0,8}})'
+)
+_CONTENT_ID: Final = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.@-]{1,200}")
+_FILENAME_MAX: Final = 255
+_FILENAME_PLAIN_MAX: Final = 60
+_FILENAME_PLAIN: Final = re.compile(r"[A-Za-z0-9_.()+-](?:[A-Za-z0-9 _.()+-]*[A-Za-z0-9_.()+-])?")
+_CHARSET_MARK: Final = "utf-8''"
+_BASE64_LINE: Final = 76
+_BASE64_KEPT: Final = 262_144
 
 _OWN_FIELDS: Final = frozenset(
     {"from", "sender", "to", "cc", "bcc", "subject", "date", "message-id", "reply-to", "mime-version"}
@@ -106,7 +129,7 @@ def render_mail(
 ) -> bytes:
     """The whole mail, lines ended by CRLF, not yet dot-stuffed.
 
-    Line ends in the bodies become CRLF; a single part that does not end with one gets one.
+    Line ends in the bodies become CRLF; a single part that does not end with one gets one. `email.bcc` is not in it.
 
     Args:
         to: one address, as `parse_envelope_address` gave it.
@@ -121,6 +144,9 @@ def render_mail(
         f"From: {sender.header}\r\nTo: {to}\r\nSubject: {_encode_unstructured('Subject', 'subject', email.subject)}\r\n"
         f"Date: {_format_date(int(at.timestamp()))}\r\nMessage-ID: <{message_id}>\r\nMIME-Version: 1.0\r\n"
     ]
+    if email.cc:
+        # A line each: they are as long as they are.
+        head.append("Cc: " + ",\r\n ".join(parse_mailbox("cc", copy).header for copy in email.cc) + "\r\n")
     if email.reply_to is not None:
         head.append(f"Reply-To: {parse_mailbox('reply_to', email.reply_to).header}\r\n")
     for name, value in email.headers:
@@ -129,19 +155,119 @@ def render_mail(
             raise MailRefused(f"headers: the field name {name[:64]!r} is not allowed")
         head.append(f"{name}: {_encode_unstructured(name, f'headers: {name}', value)}\r\n")
     start = "".join(head).encode()
+    if email.attachments:
+        return start + _render_with_files(email, boundary.encode(), eight_bit)
     if email.text is not None and email.html is not None:
         text = _render_part("text", b"text/plain", email.text, eight_bit)
         html = _render_part("html", b"text/html", email.html, eight_bit)
-        mark = boundary.encode()
-        while mark in text or mark in html:
-            mark += b"_"
-        opening = b'Content-Type: multipart/alternative; boundary="%b"\r\n\r\n' % mark
-        return b"%b%b--%b\r\n%b\r\n--%b\r\n%b\r\n--%b--\r\n" % (start, opening, mark, text, mark, html, mark)
+        return start + _join_parts(b"alternative", _find_mark(boundary.encode(), text, html), text, html)
     if email.html is not None:
         part = _render_part("html", b"text/html", email.html, eight_bit)
     else:
         part = _render_part("text", b"text/plain", email.text or "", eight_bit)
     return start + part + (b"" if part.endswith(b"\r\n") else b"\r\n")
+
+
+def _render_with_files(email: Email, boundary: bytes, eight_bit: bool) -> bytes:
+    """The body of a mail with attachments; see the picture at the top. Without HTML nothing can show an image inline,
+    so then all files are attachments."""
+    inline = [file for file in email.attachments if file.content_id is not None and email.html is not None]
+    others = [file for file in email.attachments if file.content_id is None or email.html is None]
+    text = html = None
+    if email.text is not None or email.html is None:
+        text = _render_part("text", b"text/plain", email.text or "", eight_bit)
+    if email.html is not None:
+        html = _render_part("html", b"text/html", email.html, eight_bit)
+    # Files are base64, which has no underscore, so they never hold the mark. No mark may begin another one (RFC 2046,
+    # 5.1.2): the inner ones have a letter of their own in front.
+    mark = _find_mark(boundary, text or b"", html or b"")
+    body = html
+    if html is not None and inline:
+        body = _join_parts(b"related", b"r" + mark, html, *(_render_file(file, inline=True) for file in inline))
+    if text is not None:
+        body = text if body is None else _join_parts(b"alternative", b"a" + mark, text, body)
+    assert body is not None
+    if others:
+        body = _join_parts(b"mixed", mark, body, *(_render_file(file, inline=False) for file in others))
+    return body
+
+
+def _find_mark(boundary: bytes, *parts: bytes) -> bytes:
+    """The boundary, made longer until none of the parts has it."""
+    while any(boundary in part for part in parts):
+        boundary += b"_"
+    return boundary
+
+
+def _join_parts(kind: bytes, mark: bytes, *parts: bytes) -> bytes:
+    """A multipart entity: its header field, an empty line, and the parts between their delimiters."""
+    between = b"\r\n--%b\r\n" % mark
+    return b'Content-Type: multipart/%b; boundary="%b"\r\n\r\n--%b\r\n%b\r\n--%b--\r\n' % (
+        kind,
+        mark,
+        mark,
+        between.join(parts),
+        mark,
+    )
+
+
+def _render_file(file: Attachment, *, inline: bool) -> bytes:
+    """Header fields, empty line and body of an attached file.
+
+    A mail or a multipart as an attachment goes as `application/octet-stream`: RFC 2046, 5.2.1 allows no base64 for
+    these, and relays would be free to change what is inside.
+    """
+    found = _CONTENT_TYPE.fullmatch(file.content_type)
+    if found is None:
+        raise MailRefused("attachments: a content type must be like text/calendar or text/calendar; method=REQUEST")
+    kind = file.content_type
+    if found["type"].lower().startswith(("message/", "multipart/")):
+        kind = "application/octet-stream"
+    elif found["parameters"]:
+        kind = found["type"] + "".join(f";\r\n {part.strip()}" for part in found["parameters"].split(";")[1:])
+    head = f"Content-Type: {kind}\r\nContent-Transfer-Encoding: base64\r\n"
+    if inline:
+        content_id = file.content_id or ""
+        if not _CONTENT_ID.fullmatch(content_id):
+            raise MailRefused("attachments: a content_id is 1 to 200 letters, digits and signs, without brackets")
+        head += f"Content-ID: <{content_id}>\r\n"
+    head += f"Content-Disposition: {'inline' if inline else 'attachment'}{_encode_filename(file.filename)}\r\n\r\n"
+    encode = _encode_small_base64 if len(file.content) <= _BASE64_KEPT else _encode_base64
+    return head.encode() + encode(file.content)
+
+
+def _encode_filename(name: str) -> str:
+    """The parameter `filename` with its semicolon: a quoted string, or as RFC 2231 has it, cut into pieces."""
+    _refuse_control("attachments: filename", name)
+    if not 0 < len(name) <= _FILENAME_MAX:
+        raise MailRefused(f"attachments: a filename has 1 to {_FILENAME_MAX} characters")
+    if len(name) <= _FILENAME_PLAIN_MAX and _FILENAME_PLAIN.fullmatch(name):
+        return f';\r\n filename="{name}"'
+    try:
+        encoded = quote(name, safe="", encoding="utf-8", errors="strict")
+    except UnicodeEncodeError:
+        raise MailRefused("attachments: filename: half of a surrogate pair, which UTF-8 cannot carry") from None
+    if len(encoded) <= _FILENAME_PLAIN_MAX:
+        return f";\r\n filename*=utf-8''{encoded}"
+    pieces: list[str] = []
+    at = 0
+    while at < len(encoded):
+        end = at + _FILENAME_PLAIN_MAX
+        while (cut := encoded.rfind("%", end - 2, end)) > at:  # not inside an escape
+            end = cut
+        pieces.append(encoded[at:end])
+        at = end
+    return "".join(f";\r\n filename*{n}*={'' if n else _CHARSET_MARK}{piece}" for n, piece in enumerate(pieces))
+
+
+def _encode_base64(data: bytes) -> bytes:
+    """In lines of 76, without the last line end."""
+    encoded = binascii.b2a_base64(data, newline=False)
+    return b"\r\n".join([encoded[at : at + _BASE64_LINE] for at in range(0, len(encoded), _BASE64_LINE)])
+
+
+_encode_small_base64: Final = lru_cache(maxsize=16)(_encode_base64)
+"""Kept for a moment: a logo goes to many people, one after the other."""
 
 
 def _render_part(field: str, kind: bytes, text: str, eight_bit: bool) -> bytes:

@@ -84,6 +84,11 @@ class Config(BaseModel):
     """Fields that say to whom the secrets are sent, and how safely. Whoever changes one gives the secrets anew: else
     anybody who may edit the account could have them sent to a server of their own."""
 
+    def serves(self, target: str) -> bool:
+        """Whether an account that is configured so serves this target (an address without its scheme), for accounts
+        that addresses call by a name."""
+        return True
+
 
 @dataclass(frozen=True)
 class ProviderSpec:
@@ -107,6 +112,8 @@ class ProviderSpec:
     """Ours, not a vendor's: needs no credentials (the simulator, the inbox)."""
     receipts: ReceiptAuth | None = None
     """Whether the vendor reports by callback what became of a message, and how that is verified; None: it does not."""
+    echoes_key: bool = False
+    """Its receipts name our delivery; else they are matched by the vendor's own id, which costs a row per message."""
     reports: frozenset[EventKind] = frozenset()
     """Which facts its receipts can tell."""
     schemes: frozenset[str] = frozenset()
@@ -124,6 +131,8 @@ class Surroundings:
     guard: Guard
     """For protocols that open their own sockets."""
     clock: Clock
+    callback_url: str | None = None
+    """Where this account's vendor may report, for vendors that are told with each message; None: nowhere."""
     timeout: timedelta | None = None
     """The longest that the operator lets one send take; None leaves it to the provider."""
 

@@ -16,20 +16,52 @@ from typing import Any, Final, cast
 from pydantic import SecretStr, ValidationError
 
 from tidings.errors import FieldError, Invalid, ProviderError
+from tidings.providers.apns import ApnsProvider
+from tidings.providers.apprise import AppriseProvider
+from tidings.providers.brevo import BrevoProvider
+from tidings.providers.discord import DiscordProvider
+from tidings.providers.fcm import FcmProvider
 from tidings.providers.inbox import InboxProvider
+from tidings.providers.mailgun import MailgunProvider
 from tidings.providers.port import Config, Provider, Surroundings
+from tidings.providers.postmark import PostmarkProvider
+from tidings.providers.resend import ResendProvider
+from tidings.providers.sendgrid import SendGridProvider
+from tidings.providers.ses import SesProvider
 from tidings.providers.simulator import SimulatorProvider
+from tidings.providers.slack import SlackProvider
+from tidings.providers.smpp import SmppProvider
 from tidings.providers.smtp import SmtpProvider
+from tidings.providers.sns import SnsProvider
+from tidings.providers.twilio import TwilioProvider
+from tidings.providers.vonage import VonageProvider
 from tidings.providers.webhook import WebhookProvider
+from tidings.providers.webpush import WebPushProvider
 
 ENTRY_POINT_GROUP: Final = "tidings.providers"
 
 _BUILT_IN: Final[dict[str, type[Any]]] = {
     kind.spec.name: kind
     for kind in (
+        AppriseProvider,
+        BrevoProvider,
+        DiscordProvider,
+        ApnsProvider,
+        FcmProvider,
+        WebPushProvider,
         InboxProvider,
+        MailgunProvider,
+        PostmarkProvider,
+        ResendProvider,
+        SendGridProvider,
+        SesProvider,
         SimulatorProvider,
+        SlackProvider,
+        SmppProvider,
         SmtpProvider,
+        SnsProvider,
+        TwilioProvider,
+        VonageProvider,
         WebhookProvider,
     )
 }

@@ -3,6 +3,8 @@
     e-mail   deliver@simulator.test   bounce@…   defer@…   fail@…   hang@…     (`deliver+anything@…` too)
     webhook  https://deliver.simulator.test/any/path    (and so on)
     phone    +99900000001 deliver   …02 bounce   …03 defer   …04 fail   …05 hang    (no country has the code 999)
+    push     simulator:deliver   simulator:bounce   …   (`simulator:deliver+anything` too)
+    chat     the same
 
 Other addresses, which a test key's messages keep, get the account's `outcome`. Nothing is stored and nothing is sent:
 it takes any load. Test keys are always routed here; live keys for the addresses above only.
@@ -18,11 +20,13 @@ from typing import ClassVar, Final
 
 from pydantic import Field
 
-from tidings.model.messages import Deferred, Message, Rejected, SendResult, Sent, Uncertain
+from tidings.model.messages import Deferred, Message, Rejected, SendResult, Sent, Uncertain, split_scheme
 from tidings.model.words import CHANNELS_OF_THIS_VERSION, Channel, Reason
 from tidings.providers.port import Capability, Config, ProviderSpec, Surroundings, find_unsupported
 
 DOMAIN: Final = "simulator.test"
+SCHEME: Final = "simulator"
+"""Of push and chat addresses."""
 
 
 class Outcome(StrEnum):
@@ -67,6 +71,9 @@ def simulated_outcome(channel: Channel, address: str) -> Outcome | None:
         if host != DOMAIN and not host.endswith("." + DOMAIN):
             return None
         return _OUTCOMES.get(host.partition(".")[0], Outcome.fail)
+    if channel is Channel.push or channel is Channel.chat:
+        scheme, target = split_scheme(address)
+        return _OUTCOMES.get(target.partition("+")[0], Outcome.fail) if scheme == SCHEME else None
     return None
 
 

@@ -1,39 +1,57 @@
 """E-mail over SMTP (RFC 5321): kept connections, TLS, authentication, pipelining, and what a server's "no" means.
 
-`aiosmtplib` opens a connection (greeting, EHLO, STARTTLS, AUTH); the mail transaction itself runs on it here, with
-MAIL, RCPT and DATA in one write where the server announces PIPELINING (RFC 2920). That is two round trips a mail and
-about a quarter of the processor time of `aiosmtplib`'s own transaction, and it lets us know exactly where the bytes
-stood when a connection broke: before the last byte of the mail had left, nothing was delivered; after it, only the
-answer would tell.
+`aiosmtplib` opens a connection (greeting, EHLO, STARTTLS, AUTH); the mail transaction itself is `smtp_talk.py`'s: two
+round trips a mail, about a quarter of the processor time of `aiosmtplib`'s own transaction, and it lets us know exactly
+where the bytes stood when a connection broke.
 
-File order: configuration, the table of answers, one connection, the provider with its pool.
-This room knows SMTP; it knows no account, no retry policy. The mail's bytes are made in `mime.py`.
+What a server refuses later comes back as a mail, to the envelope's sender. With `return_path` that address names the
+delivery and carries a tag that only we can make (VERP); `tidings bounces` hands such mails to `receive`.
+
+File order: configuration, what comes back, the provider with its pool.
+This room knows SMTP; it knows no account, no retry policy. The mail's bytes are made in `mime.py` and signed in
+`dkim.py`; mails that come back are read in `bounces.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hmac
 import re
 import ssl
-from collections import deque
 from collections.abc import Callable
-from datetime import timedelta
-from enum import IntEnum
+from datetime import datetime, timedelta
 from typing import ClassVar, Final, Literal, cast
 
 import aiosmtplib
 import msgspec
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from tidings.model.messages import Deferred, Email, Message, Rejected, SendResult, Sent, Throttled, Uncertain
-from tidings.model.words import Channel, Reason
+from tidings.model.messages import Deferred, Email, Message, Rejected, SendResult, Sent
+from tidings.model.words import Channel, EventKind, Reason
+from tidings.providers.bounces import Returned, parse_bounce
+from tidings.providers.dkim import DkimSigner
 from tidings.providers.guard import TransportFailure, to_sentence
 from tidings.providers.http import to_result
 from tidings.providers.mime import MailRefused, parse_envelope_address, parse_mailbox, render_mail
-from tidings.providers.port import Capability, Config, ProviderSpec, Surroundings, find_unsupported
+from tidings.providers.port import (
+    Capability,
+    Config,
+    ProviderSpec,
+    RawRequest,
+    ReceiptAuth,
+    Receipts,
+    Report,
+    Surroundings,
+    find_unsupported,
+)
+from tidings.providers.smtp_talk import Connection, ConnectionLost, OutgoingMail, Reply, Stage, decide_result
 
 _HOST_NAME: Final = re.compile(r"[A-Za-z0-9._:\[\]-]{1,253}")
-_REPLY_CAP: Final = 32_768  # octets of unread answers; a server that sends more is not speaking SMTP
+_LOCAL_PART_MAX: Final = 64  # octets (RFC 5321, 4.5.3.1.1)
+_VERP_SECRET_MIN: Final = 16
+_TAG_LENGTH: Final = 16  # hexadecimal: 64 bits, and each guess costs a mail
+_KEY_LENGTH: Final = 30
+_TAGGED_LENGTH: Final = _KEY_LENGTH + 1 + _TAG_LENGTH
 
 
 class SmtpConfig(Config):
@@ -59,6 +77,17 @@ class SmtpConfig(Config):
     max_mails_per_connection: int = Field(default=1_000, ge=1)
     idle_seconds: float = Field(default=20.0, gt=0, le=300)
     """A connection that was not used for so long is closed."""
+    return_path: str | None = None
+    """Where bounces go (the envelope's sender), such as `bounces+{key}@bounce.example.com`: `{key}` becomes the
+    delivery's id with a tag. None takes the From address."""
+    verp_secret: SecretStr | None = None
+    """What the tag is made with: 16 characters or more, needed for `{key}`. It is also put into Message-IDs, and from
+    then on only bounces with a right tag count, so that nobody can forge one."""
+    dkim_domain: str | None = None
+    """Sign with DKIM for this domain; needs the selector and the key too."""
+    dkim_selector: str | None = None
+    dkim_private_key: SecretStr | None = None
+    """RSA or Ed25519, PEM."""
 
     @field_validator("host", "helo_name")
     @classmethod
@@ -83,6 +112,54 @@ class SmtpConfig(Config):
                 raise ValueError("must be one or more certificates in PEM") from None
         return value
 
+    @field_validator("return_path")
+    @classmethod
+    def _check_return_path(cls, value: str | None) -> str | None:
+        if value is not None:
+            local, _, domain = value.rpartition("@")
+            if value.count("{key}") > 1 or "{" in domain:
+                raise ValueError("{key} may stand once, before the @")
+            if len(local.replace("{key}", "x" * _TAGGED_LENGTH)) > _LOCAL_PART_MAX:
+                raise ValueError(f"too long: before the @ there is room for {_LOCAL_PART_MAX - _TAGGED_LENGTH} octets")
+            try:
+                plain = parse_envelope_address("return_path", value.replace("{key}", "key"))
+            except MailRefused:
+                raise ValueError("must be an address, such as bounces+{key}@bounce.example.com") from None
+            if not plain.isascii():
+                raise ValueError("must be ASCII")
+        return value
+
+    @field_validator("verp_secret")
+    @classmethod
+    def _check_verp_secret(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value.get_secret_value()) < _VERP_SECRET_MIN:
+            raise ValueError(f"must have {_VERP_SECRET_MIN} characters at least")
+        return value
+
+    @model_validator(mode="after")
+    def _check_bounces(self) -> SmtpConfig:
+        if "{key}" in (self.return_path or "") and self.verp_secret is None:
+            raise ValueError("a return_path with {key} needs a verp_secret")
+        return self
+
+    @model_validator(mode="after")
+    def _check_dkim(self) -> SmtpConfig:
+        self.make_signer()
+        return self
+
+    def make_signer(self) -> DkimSigner | None:
+        """The signer that the fields describe, if they do.
+
+        Raises:
+            ValueError: one of them is missing or cannot be used.
+        """
+        domain, selector, key = self.dkim_domain, self.dkim_selector, self.dkim_private_key
+        if domain is None and selector is None and key is None:
+            return None
+        if domain is None or selector is None or key is None:
+            raise ValueError("dkim_domain, dkim_selector and dkim_private_key go together")
+        return DkimSigner(domain, selector, key.get_secret_value())
+
     @model_validator(mode="after")
     def _check_credentials(self) -> SmtpConfig:
         if (self.username is None) != (self.password is None):
@@ -92,350 +169,39 @@ class SmtpConfig(Config):
         return self
 
 
-# --- what an answer means ---------------------------------------------------------------------------------------------
+# --- what comes back --------------------------------------------------------------------------------------------------
 
 
-class Reply(msgspec.Struct, frozen=True):
-    """One SMTP answer, continuation lines joined by spaces."""
+class _ReturnAddress:
+    """Makes the ids that mails carry out, and knows them again when they come back."""
 
-    code: int
-    text: str
+    def __init__(self, config: SmtpConfig) -> None:
+        self._template = config.return_path
+        self._secret = config.verp_secret.get_secret_value().encode() if config.verp_secret is not None else None
 
-    @property
-    def enhanced(self) -> str:
-        """The enhanced status code (RFC 3463) that the text begins with, or nothing."""
-        found = _ENHANCED.match(self.text)
-        return found[0] if found else ""
+    def to_tagged(self, key: str) -> str:
+        """The delivery's id, with a tag if there is a secret."""
+        return key if self._secret is None else f"{key}-{self._make_tag(self._secret, key)}"
 
-    @property
-    def evidence(self) -> str:
-        """Code and words, short. Servers quote addresses, never credentials."""
-        return f"{self.code} {self.text}"[:300]
+    def to_address(self, key: str, sender: str) -> str:
+        """The envelope's sender."""
+        return sender if self._template is None else self._template.replace("{key}", self.to_tagged(key))
 
-
-_ENHANCED: Final = re.compile(r"[245]\.\d{1,3}\.\d{1,3}(?=\s|$)")
-
-
-class Stage(IntEnum):
-    """How far a mail has come; also what an answer was an answer to."""
-
-    waiting = 0  # for a free connection
-    connecting = 1  # until the connection is ready, authentication included
-    mail = 2  # MAIL FROM
-    rcpt = 3  # RCPT TO
-    data = 4  # DATA
-    body = 5  # the mail itself has been handed to the kernel
-
-
-# Subject and detail of the enhanced code (RFC 3463 and its IANA registry), for the classes 4 and 5 alike: with class 4
-# the result is Deferred, with class 5 Rejected. The word of a specific entry beats the basic code.
-_BY_DETAIL: Final[dict[str, Reason]] = {
-    "1.1": Reason.bounced,  # bad destination mailbox address
-    "1.2": Reason.bounced,  # bad destination system address
-    "1.3": Reason.invalid_address,  # bad destination mailbox address syntax
-    "1.6": Reason.bounced,  # mailbox has moved
-    "1.7": Reason.rejected,  # bad sender's mailbox address syntax
-    "1.8": Reason.rejected,  # bad sender's system address
-    "1.10": Reason.bounced,  # null MX
-    "2.1": Reason.bounced,  # mailbox disabled
-    "2.2": Reason.mailbox_full,
-    "2.3": Reason.too_large,  # message length exceeds administrative limit
-    "3.4": Reason.too_large,  # message too big for system
-    "4.1": Reason.bounced,  # no answer from host; Exchange Online says it of unknown recipients
-    "4.4": Reason.bounced,  # unable to route
-    "6.7": Reason.unsupported,  # non-ASCII addresses not permitted
-    "7.8": Reason.unauthorized,  # authentication credentials invalid
-    "7.9": Reason.unauthorized,  # authentication mechanism too weak
-    "7.11": Reason.unauthorized,  # encryption required
-    "7.14": Reason.unauthorized,  # trust relationship required
-}
-
-# Where only the subject is known: "5.6.x" is about the content, whatever x. `7` depends on the stage, see below.
-_BY_SUBJECT: Final[dict[str, Reason]] = {"6": Reason.content_rejected}
-
-# Without an enhanced code: the basic one (RFC 5321, 4.2.3; RFC 4954; RFC 7504), by what it answered.
-_BY_CODE: Final[dict[int, Reason]] = {
-    521: Reason.bounced,  # host does not accept mail
-    530: Reason.unauthorized,  # authentication required
-    534: Reason.unauthorized,
-    535: Reason.unauthorized,
-    538: Reason.unauthorized,
-    552: Reason.too_large,
-    556: Reason.bounced,  # domain does not accept mail
-}
-_BY_CODE_AT_RCPT: Final[dict[int, Reason]] = {
-    550: Reason.bounced,  # mailbox unavailable
-    551: Reason.bounced,  # user not local
-    552: Reason.mailbox_full,  # exceeded storage allocation
-    553: Reason.invalid_address,  # mailbox name not allowed
-}
-_BY_CODE_AT_BODY: Final[dict[int, Reason]] = {
-    550: Reason.content_rejected,
-    554: Reason.content_rejected,  # transaction failed: spam filters say this
-}
-_BY_CODE_EARLIER: Final[dict[int, Reason]] = {
-    550: Reason.blocked,  # refused before the recipient was named: it is about us
-    554: Reason.blocked,
-}
-
-
-def decide_result(reply: Reply, stage: Stage) -> SendResult:
-    """What a refusal (4xx, 5xx, or an answer that makes no sense here) at a stage means for the mail.
-
-    Temporary (4xx) refusals, by the enhanced code, else by code and stage:
-
-    | answer                                 | result                                                              |
-    |----------------------------------------|---------------------------------------------------------------------|
-    | 421 4.7.x, 4.7.x before RCPT           | Throttled: too many connections or mails, it is about the account   |
-    | 421 otherwise                          | Deferred(provider_error): the server is going down                  |
-    | 4.2.2                                  | Deferred(mailbox_full)                                              |
-    | 4.7.x at RCPT or later; 450/451 without an enhanced code at RCPT | Deferred(greylisted)                      |
-    | 454 4.7.0 while authenticating, others | Deferred(provider_error)                                            |
-
-    Permanent (5xx) ones: the tables above; 5.7.x is `blocked` (about us) until the body was sent and
-    `content_rejected` after it; what none of them knows is `rejected`.
-    """
-    code, enhanced, evidence = reply.code, reply.enhanced, reply.evidence
-    _, _, tail = enhanced.partition(".")
-    subject = tail.partition(".")[0]
-    if 400 <= code < 500:
-        if code == 421:
-            return Throttled(detail=evidence) if subject == "7" else Deferred(Reason.provider_error, detail=evidence)
-        if tail == "2.2":
-            return Deferred(Reason.mailbox_full, detail=evidence)
-        if subject == "7":
-            if stage >= Stage.rcpt:
-                return Deferred(Reason.greylisted, detail=evidence)
-            if stage is Stage.mail:
-                return Throttled(detail=evidence)
-        if not enhanced and code in (450, 451) and stage is Stage.rcpt:
-            return Deferred(Reason.greylisted, detail=evidence)
-        return Deferred(Reason.provider_error, detail=evidence)
-    if 500 <= code < 600:
-        if (reason := _BY_DETAIL.get(tail) or _BY_SUBJECT.get(subject)) is None:
-            if subject == "7":
-                reason = Reason.content_rejected if stage is Stage.body else Reason.blocked
-            if code in (530, 534, 535, 538):
-                reason = Reason.unauthorized
-        if reason is None:
-            if stage is Stage.rcpt:
-                by_stage = _BY_CODE_AT_RCPT
-            else:
-                by_stage = _BY_CODE_AT_BODY if stage is Stage.body else _BY_CODE_EARLIER
-            reason = by_stage.get(code) or _BY_CODE.get(code) or Reason.rejected
-        return Rejected(reason, evidence)
-    if stage is Stage.body:
-        return Uncertain(f"the server answered the mail with {evidence}")
-    return Deferred(Reason.bad_answer, detail=evidence)
-
-
-# --- one connection ---------------------------------------------------------------------------------------------------
-
-
-class _ConnectionLost(Exception):
-    """The connection broke, or what came over it is not SMTP. The message says which."""
-
-
-class _Mail:
-    """One mail on its way: what to write, and how far it has come."""
-
-    __slots__ = ("content", "sender", "stage", "to", "utf8")
-
-    def __init__(self, sender: str, to: str, utf8: bool) -> None:
-        self.sender = sender
-        self.to = to
-        self.utf8 = utf8
-        """Whether an address needs SMTPUTF8 (RFC 6531)."""
-        self.stage = Stage.waiting
-        self.content = b""
-
-    def decide_lost(self, detail: str) -> SendResult:
-        """What it means that the talk ended here without an answer."""
-        if self.stage is Stage.waiting:
-            return Throttled(detail="all connections of this account are busy")
-        if self.stage is Stage.body:
-            return Uncertain(f"{detail}, after the whole mail was sent")
-        return Deferred(Reason.connect_failed, detail=f"{detail}, before the mail was sent")
-
-
-class _Connection(asyncio.Protocol):
-    """An open, authenticated connection, taken over from aiosmtplib. Runs one mail transaction at a time."""
-
-    def __init__(self, transport: asyncio.Transport, extensions: dict[str, str]) -> None:
-        self.transport = transport
-        self.mails = 0
-        self.idle_since = 0.0
-        self.usable = True
-        self.eight_bit = "8bitmime" in extensions
-        self.smtputf8 = "smtputf8" in extensions
-        self.pipelining = "pipelining" in extensions
-        size = extensions.get("size", "")
-        self.size_limit = int(size) if size.isascii() and size.isdigit() else 0
-        """Octets that the server takes; 0 when it did not say."""
-        self._loop = asyncio.get_running_loop()
-        self._received = b""
-        self._lines: list[str] = []
-        self._replies: deque[Reply] = deque()
-        self._expected = 0
-        self._waiter: asyncio.Future[None] | None = None
-        self._lost: str | None = None
-        self._kernel_has_all = True
-        # With no high-water mark, pause_writing says "not everything could be handed to the kernel at once", and
-        # resume_writing "now it has all": that is how we know whether the end of a mail has left.
-        transport.set_write_buffer_limits(high=0)
-
-    # asyncio.Protocol
-
-    def pause_writing(self) -> None:
-        self._kernel_has_all = False
-
-    def resume_writing(self) -> None:
-        self._kernel_has_all = True
-
-    def data_received(self, data: bytes) -> None:
-        data = self._received + data
-        lines = data.split(b"\n")
-        self._received = lines.pop()
-        for line in lines:
-            code, mark = line[:3], line[3:4]
-            if len(code) != 3 or not code.isdigit() or mark not in (b" ", b"-", b"\r", b""):
-                return self._fail("the server's answer is not SMTP")
-            self._lines.append(line[4:].decode("utf-8", "replace").strip())
-            if mark != b"-":
-                self._replies.append(Reply(int(code), " ".join(self._lines)))
-                self._lines.clear()
-        if len(self._received) + sum(map(len, self._lines)) + len(self._lines) > _REPLY_CAP:
-            return self._fail("the server's answer does not end")
-        if len(self._replies) > self._expected:
-            # Unasked, such as "421 closing" on an idle connection: never to be taken for the next command's answer.
-            return self._fail(self._replies[-1].evidence)
-        if self._waiter is not None and len(self._replies) == self._expected and not self._waiter.done():
-            self._waiter.set_result(None)
+    def find_key(self, returned: Returned) -> str | None:
+        """The delivery that the mail is about: by the address it came to, the envelope's id, or the Message-ID of the
+        original; a tag is needed where there is a secret. Addresses may come back in capitals."""
+        for text in (*returned.addressees, returned.envelope_id, *returned.message_ids):
+            for key, tag in _TAGGED.findall(text.lower()):
+                if self._secret is None or hmac.compare_digest(self._make_tag(self._secret, key), tag):
+                    return cast(str, key)
         return None
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._fail(f"connection lost ({type(exc).__name__})" if exc else "connection closed by the server")
-
-    def _fail(self, why: str) -> None:
-        self.usable = False
-        if self._lost is None:
-            self._lost = why
-        self.transport.abort()
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    # the talk
-
-    def _raise_if_lost(self) -> None:
-        if self._lost is not None:
-            raise _ConnectionLost(self._lost)
-
-    async def _ask(self, data: bytes, answers: int) -> list[Reply]:
-        """Write, and wait for so many answers; fewer, but not none, if the connection ended before.
-
-        Raises:
-            _ConnectionLost: no answer came.
-        """
-        self._raise_if_lost()
-        self._expected = answers
-        self.transport.write(data)
-        self._waiter = self._loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-            self._expected = 0
-        replies = list(self._replies)
-        self._replies.clear()
-        if not replies:
-            raise _ConnectionLost(self._lost)
-        return replies
-
-    async def transact(self, mail: _Mail) -> SendResult:
-        """Send one mail. `mail.stage` follows the progress.
-
-        Raises:
-            _ConnectionLost: no answer came any more.
-        """
-        self.mails += 1
-        mail.stage = Stage.mail
-        options = f" SIZE={len(mail.content)}" if self.size_limit else ""
-        if self.eight_bit and not mail.content.isascii():
-            options += " BODY=8BITMIME"
-        if mail.utf8:
-            options += " SMTPUTF8"
-        envelope = (f"MAIL FROM:<{mail.sender}>{options}\r\n", f"RCPT TO:<{mail.to}>\r\n", "DATA\r\n")
-        if self.pipelining:
-            replies = await self._ask("".join(envelope).encode(), 3)
-            refusal = _find_refusal(mail, replies)
-        else:
-            replies, refusal = [], None
-            for command in envelope:
-                replies += await self._ask(command.encode(), 1)
-                if (refusal := _find_refusal(mail, replies)) is not None:
-                    break
-        if refusal is not None:
-            if refusal.code == 421 and mail.stage is Stage.mail and self.mails > 1:
-                raise _ConnectionLost(refusal.evidence)  # "you have been idle for too long": not about this mail
-            await self._abandon(replies)
-            return decide_result(refusal, mail.stage)
-        if len(replies) < len(envelope):
-            raise _ConnectionLost(self._lost)
-        answer = await self._send_content(mail)
-        if answer.code == 421 or not self._kernel_has_all:
-            self.close()
-        if 200 <= answer.code < 300:
-            return Sent(detail=answer.evidence)
-        return decide_result(answer, Stage.body)
-
-    async def _send_content(self, mail: _Mail) -> Reply:
-        # RFC 5321, 4.5.2; the first line is a header field and begins with no dot.
-        data = mail.content.replace(b"\r\n.", b"\r\n..") + b".\r\n"
-        self._raise_if_lost()
-        mail.stage = Stage.body
-        try:
-            return (await self._ask(data, 1))[0]
-        except BaseException:  # lost, or cancelled by the time limit
-            if not self._kernel_has_all:
-                mail.stage = Stage.data  # the end never left, so the server cannot have taken the mail
-            raise
-
-    async def _abandon(self, replies: list[Reply]) -> None:
-        """After a refusal: bring the connection back to where a new transaction can start, or close it."""
-        if any(reply.code == 421 for reply in replies):
-            return self.close()
-        try:
-            if len(replies) == 3 and replies[2].code == 354:
-                # A pipelining server took DATA with no recipient left: it waits for a mail that must be empty
-                # (RFC 2920, 3.1), and refuses it; nobody gets it in any case.
-                await self._ask(b".\r\n", 1)
-            if (await self._ask(b"RSET\r\n", 1))[0].code != 250:
-                self.close()
-        except _ConnectionLost:
-            self.close()
-        return None
-
-    def close(self) -> None:
-        """Say goodbye without waiting for the answer."""
-        if self.usable:
-            self.usable = False
-            self._expected = 1
-            self.transport.write(b"QUIT\r\n")
-            self.transport.close()
-
-    def abort(self) -> None:
-        """Drop the connection in the middle of whatever it is doing."""
-        self.usable = False
-        self.transport.abort()
+    @staticmethod
+    def _make_tag(secret: bytes, key: str) -> str:
+        return hmac.new(secret, key.encode(), "sha256").hexdigest()[:_TAG_LENGTH]
 
 
-def _find_refusal(mail: _Mail, replies: list[Reply]) -> Reply | None:
-    """The first answer that is no yes; `mail.stage` becomes the stage of the last one that was looked at."""
-    for stage, reply in zip((Stage.mail, Stage.rcpt, Stage.data), replies, strict=False):
-        mail.stage = stage
-        if (reply.code != 354) if stage is Stage.data else not 200 <= reply.code < 300:
-            return reply
-    return None
+_TAGGED: Final = re.compile(rf"(?<![a-z0-9])(dlv_[0-9a-z]{{26}})(?:-([0-9a-f]{{{_TAG_LENGTH}}}))?(?![0-9a-z])")
 
 
 # --- the provider -----------------------------------------------------------------------------------------------------
@@ -448,11 +214,24 @@ class SmtpProvider:
         name="smtp",
         channels=frozenset({Channel.email}),
         config=SmtpConfig,
-        capabilities=frozenset({Capability.html, Capability.text, Capability.headers, Capability.reply_to}),
+        capabilities=frozenset(
+            {Capability.html, Capability.text, Capability.headers, Capability.reply_to, Capability.cc, Capability.bcc}
+            | {Capability.attachments, Capability.inline_images}
+        ),
         idempotent=False,
         confirms_delivery=False,
         timeout=timedelta(seconds=30),
         docs="https://www.rfc-editor.org/rfc/rfc5321",
+        # Any mail system may hand over a mail, and none signs it in a way that proves anything: the path is the secret.
+        receipts=ReceiptAuth.hidden_path,
+        reports=frozenset(
+            {EventKind.sent, EventKind.delivered, EventKind.failed, EventKind.retrying}
+            | {EventKind.complained, EventKind.unsubscribed}
+        ),
+        verified_by=(
+            "Postfix (mails and real delivery reports), aiosmtpd, dkimpy's verifier, 391 bounce and complaint mails"
+            " published by the Sisimai project"
+        ),
     )
 
     def __init__(self, config: SmtpConfig, surroundings: Surroundings) -> None:
@@ -461,11 +240,13 @@ class SmtpProvider:
         self._clock = surroundings.clock
         self._timeout = surroundings.time_for(self.spec)
         self._slots = asyncio.Semaphore(config.max_connections)
-        self._idle: list[_Connection] = []
+        self._idle: list[Connection] = []
         """The one that was used last is taken first, so that those not needed become idle and are closed."""
         self._sweep: asyncio.TimerHandle | None = None
         self._tls: ssl.SSLContext | None = None
         self._helo_name = config.helo_name
+        self._return = _ReturnAddress(config)
+        self._signer = config.make_signer()
         self._closed = False
 
     async def send(self, message: Message, key: str) -> SendResult:
@@ -480,13 +261,25 @@ class SmtpProvider:
         try:
             sender = parse_mailbox("from", email.from_ or self._config.from_address)
             reply_to = parse_mailbox("reply_to", email.reply_to).address if email.reply_to is not None else ""
+            copies = [parse_mailbox("cc", text).address for text in email.cc]
+            copies += [parse_mailbox("bcc", text).address for text in email.bcc]
         except MailRefused as no:
             return Rejected(Reason.content_rejected, str(no))
-        mail = _Mail(sender.address, to, utf8=not (sender.address + to + reply_to).isascii())
-        message_id = f"{key}@{sender.domain}"
+        if copies:
+            copies = [address for address in dict.fromkeys(copies) if address != to]
+        tagged = self._return.to_tagged(key)
+        mail = OutgoingMail(
+            self._return.to_address(key, sender.address),
+            to,
+            copies,
+            utf8=not "".join((sender.address, to, reply_to, *copies)).isascii(),
+            envelope_id=tagged,
+        )
+        message_id = f"{tagged}@{sender.domain}"
 
-        def render(connection: _Connection) -> SendResult | None:
+        def render(connection: Connection) -> SendResult | None:
             """The mail as this connection can carry it; the refusal if it cannot."""
+            at = self._clock.now()
             if mail.utf8 and not connection.smtputf8:
                 return Rejected(Reason.unsupported, "the server does not take addresses with non-ASCII characters")
             try:
@@ -496,9 +289,12 @@ class SmtpProvider:
                     to=to,
                     message_id=message_id,
                     boundary=f"=_{key}",
-                    at=self._clock.now(),
-                    eight_bit=connection.eight_bit,
+                    at=at,
+                    # A relay that recodes a signed mail breaks the signature (RFC 6376, 5.3).
+                    eight_bit=connection.eight_bit and self._signer is None,
                 )
+                if self._signer is not None:
+                    mail.content = self._signer.sign(mail.content, int(at.timestamp())) + mail.content
             except MailRefused as no:
                 return Rejected(Reason.content_rejected, str(no))
             if 0 < connection.size_limit < len(mail.content):
@@ -514,7 +310,7 @@ class SmtpProvider:
                     self._slots.release()
         except TimeoutError:
             return mail.decide_lost(f"no answer within {self._timeout:g} s")
-        except _ConnectionLost as lost:
+        except ConnectionLost as lost:
             return mail.decide_lost(str(lost))
         except TransportFailure as failure:
             return to_result(failure)
@@ -525,8 +321,39 @@ class SmtpProvider:
             return Deferred(Reason.connect_failed, detail=to_sentence(failure.__cause__ or failure))
         return Sent(message_id, result.detail) if isinstance(result, Sent) else result
 
+    async def receive(self, request: RawRequest, now: datetime) -> Receipts:
+        """One mail that came back, as `message/rfc822`. Whoever knows the path is believed to be our own mail system;
+        the mail itself is anybody's, which is what the tag in our ids is for. A mail that is no bounce, or not of ours,
+        reports nothing. The answer says in JSON what was understood.
+        """
+        returned = await asyncio.to_thread(parse_bounce, request.body)  # a large mail takes a tenth of a second
+        key = None if returned is None else self._return.find_key(returned)
+        reports: list[Report] = []
+        if returned is not None and key is not None:
+            for n, bounce in enumerate(returned.bounces):
+                if bounce.kind is None:
+                    continue
+                evidence = {"form": returned.form, "feedback_type": returned.feedback_type, "action": bounce.action}
+                evidence |= {"status": bounce.status, "diagnostic": bounce.diagnostic, "remote": bounce.remote}
+                evidence |= {"final_recipient": bounce.final_recipient}
+                reports.append(
+                    Report(
+                        kind=bounce.kind,
+                        key=key,
+                        address=bounce.recipient or None,
+                        reason=bounce.reason,
+                        at=min(returned.at, now) if returned.at is not None else None,
+                        event_id=f"{returned.id}-{n}",
+                        detail={name: value for name, value in evidence.items() if value},
+                    )
+                )
+        told = [{"kind": r.kind.name, "reason": r.reason, "key": r.key} for r in reports]
+        form = returned.form if returned is not None else None
+        body = msgspec.json.encode({"form": form, "reports": told})
+        return Receipts(tuple(reports), content_type="application/json", body=body)
+
     async def _send_on_a_connection(
-        self, mail: _Mail, render: Callable[[_Connection], SendResult | None]
+        self, mail: OutgoingMail, render: Callable[[Connection], SendResult | None]
     ) -> SendResult:
         connection = self._take_idle()
         while True:
@@ -535,7 +362,7 @@ class SmtpProvider:
             connection = connection or await self._open()
             try:
                 result = render(connection) or await connection.transact(mail)
-            except _ConnectionLost:
+            except ConnectionLost:
                 if kept and mail.stage is Stage.mail:
                     connection = None  # the server gave it up while it was idle; once more, on a fresh one
                     continue
@@ -560,13 +387,13 @@ class SmtpProvider:
         async with asyncio.timeout(self._timeout / 2):
             await self._slots.acquire()
 
-    def _take_idle(self) -> _Connection | None:
+    def _take_idle(self) -> Connection | None:
         while self._idle:
             if (connection := self._idle.pop()).usable:
                 return connection
         return None
 
-    def _give_back(self, connection: _Connection) -> None:
+    def _give_back(self, connection: Connection) -> None:
         if self._closed or connection.mails >= self._config.max_mails_per_connection:
             connection.close()
         elif connection.usable:
@@ -588,7 +415,7 @@ class SmtpProvider:
             oldest = min(connection.idle_since for connection in self._idle)
             self._sweep = loop.call_at(oldest + self._config.idle_seconds, self._close_idle)
 
-    async def _open(self) -> _Connection:
+    async def _open(self) -> Connection:
         """A connection that is ready for MAIL.
 
         Raises:
@@ -624,7 +451,7 @@ class SmtpProvider:
             client.close()
             raise
         self._helo_name = client.local_hostname  # looked up once
-        taken = _Connection(cast(asyncio.Transport, transport), client.esmtp_extensions)
+        taken = Connection(cast(asyncio.Transport, transport), client.esmtp_extensions)
         taken.transport.set_protocol(taken)
         return taken
 

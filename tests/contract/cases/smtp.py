@@ -1,11 +1,26 @@
+import base64
+import re
 from email import message_from_bytes, policy
 from typing import Any
 
+import dkim
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 from provider_case import DELIVERY, NOW, Answer, ProviderCase
 from servers import Act, SmtpScript, SmtpVendor
 
-from tidings.model.messages import Deferred, Email, Message, Rejected, SendResult, Sms, Throttled, Uncertain
+from tidings.model.messages import Attachment, Deferred, Email, Message, Rejected, SendResult, Sms, Throttled, Uncertain
 from tidings.model.words import Channel, Reason
+
+_KEY = rsa.generate_private_key(65537, 2048)
+PEM = _KEY.private_bytes(
+    serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+).decode()
+
+
+def dns(name: bytes, timeout: int = 5) -> bytes:
+    public = _KEY.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return b"v=DKIM1; k=rsa; p=" + base64.b64encode(public)
 
 
 def message(content: Email, to: str = "ada@example.com") -> Message:
@@ -18,13 +33,19 @@ def check(vendor: SmtpVendor, sent: Message, key: str) -> None:
     assert isinstance(content, Email)
     assert mail["subject"] == content.subject
     assert mail["to"] == sent.to
-    assert mail["message-id"] == f"<{key}@example.com>"
+    assert re.fullmatch(rf"<{key}-[0-9a-f]{{16}}@example\.com>", mail["message-id"])
+    assert dkim.verify(vendor.mails[-1], dnsfunc=dns)
     assert mail["date"].datetime == NOW
     assert mail["mime-version"] == "1.0"
     assert mail["reply-to"] == content.reply_to
     assert [(name, mail[name]) for name, _ in content.headers] == list(content.headers)
-    assert vendor.commands[-3].startswith(b"MAIL FROM:<shop@example.com> SIZE=")
-    assert vendor.commands[-2] == f"RCPT TO:<{sent.to}>".encode()
+    recipients = [sent.to, *content.cc, *content.bcc]
+    sender, *named, _ = vendor.commands[-len(recipients) - 2 :]
+    assert sender.startswith(b"MAIL FROM:<bounces+%b-" % key.encode())
+    assert b"@bounce.example.com> SIZE=" in sender
+    assert named == [f"RCPT TO:<{address}>".encode() for address in recipients]
+    files = {part.get_filename(): part.get_payload(decode=True) for part in mail.walk() if part.get_filename()}
+    assert files == {file.filename: file.content for file in content.attachments}
     for kind, expected in (("plain", content.text), ("html", content.html)):
         part = mail.get_body((kind,))
         found = part.get_content().replace("\r\n", "\n") if part is not None else None
@@ -53,6 +74,11 @@ CASE = ProviderCase(
         "security": "none",
         "from_address": "The Shop <shop@example.com>",
         "helo_name": "client.example.com",
+        "return_path": "bounces+{key}@bounce.example.com",
+        "verp_secret": "a-secret-for-tags",
+        "dkim_domain": "example.com",
+        "dkim_selector": "s1",
+        "dkim_private_key": PEM,
     },
     message=lambda port: message(Email("Hi", text="Hello")),
     more_messages=lambda port: {
@@ -66,12 +92,26 @@ CASE = ProviderCase(
                 headers=(("X-Order", "A-1"), ("List-Unsubscribe", "<https://example.com/u/1>")),
             )
         ),
+        "files and copies": message(
+            Email(
+                "Your bill",
+                text="Hello",
+                html='<img src="cid:logo">',
+                cc=("bob@example.com",),
+                bcc=("eve@example.com",),
+                attachments=(
+                    Attachment("bill.pdf", "application/pdf", b"%PDF" + bytes(range(256))),
+                    Attachment("Grüße.png", "image/png", b"\x89PNG", "logo"),
+                ),
+            )
+        ),
         "non-ascii": message(
             Email("Grüße aus Köln 🎉 " * 9, text="Zoë\nあなた", html="<p>Zoë</p>", from_="Zoë <shop@example.com>")
         ),
     },
     undeclared=lambda port: Message(DELIVERY, Channel.sms, "+14155550123", Sms("Hi")),
     check=check,
+    secrets=("a-secret-for-tags", PEM, PEM.splitlines()[1]),
     vendor=SmtpVendor,
     answers=[
         greets("greeting 554", Rejected(Reason.blocked), b"554 5.7.1 go away\r\n"),

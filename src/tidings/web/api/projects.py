@@ -3,15 +3,50 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Annotated
 
 from fastapi import APIRouter
+from pydantic import Field
 
 from tidings.directory import projects
-from tidings.directory.projects import Project
-from tidings.web.deps import Given, Reader
-from tidings.web.fields import View
+from tidings.directory.projects import Project, ProjectSettings, Tracking
+from tidings.errors import Forbidden
+from tidings.web.deps import Admin, Given, Reader
+from tidings.web.fields import Body, View
 
 router = APIRouter(prefix="/project", tags=["project"])
+
+
+class TrackingBody(Body):
+    """Whether mails tell when they are opened and clicked."""
+
+    opens: bool = False
+    clicks: bool = False
+    domain: Annotated[str | None, Field(max_length=300, examples=["https://click.example.com"])] = None
+    """Where the links point; null: the API's own address."""
+
+
+class SettingsBody(Body):
+    """A project's settings; what is left out is as it is by default."""
+
+    tracking: TrackingBody = TrackingBody()
+    origins: list[str] = Field(default=[], max_length=projects.ORIGINS_MAX)
+    """Web origins whose pages may use the inbox with a user's token."""
+
+
+class TrackingView(View):
+    """Whether mails tell when they are opened and clicked."""
+
+    opens: bool
+    clicks: bool
+    domain: str | None
+
+
+class SettingsView(View):
+    """A project's settings."""
+
+    tracking: TrackingView
+    origins: list[str]
 
 
 class ProjectView(View):
@@ -20,9 +55,21 @@ class ProjectView(View):
     key: str
     name: str
     created_at: datetime
+    settings: SettingsView
 
 
 @router.get("", response_model=ProjectView)
 async def get_project(deps: Given, caller: Reader) -> Project:
     """The project of the API key."""
     return await projects.load_project(deps.database, caller.project_id)
+
+
+@router.put("/settings", response_model=ProjectView)
+async def put_settings(deps: Given, caller: Admin, body: SettingsBody) -> Project:
+    """Replaces the project's settings. Workers follow within a second."""
+    if caller.test:
+        raise Forbidden("A test key cannot change the project's settings: live messages are sent with them.")
+    settings = ProjectSettings(Tracking(**body.tracking.model_dump()), tuple(body.origins))
+    project = await deps.database.transaction(lambda conn: projects.put_settings(conn, caller.actor, settings))
+    deps.catalog.forget(caller.project_id)
+    return project

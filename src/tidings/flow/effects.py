@@ -1,0 +1,106 @@
+"""Effects: the rows that follow from what became of a delivery, whoever found out: settling, or a receipt.
+
+Events, suppressions, dropped addresses and dead letters; each call is one statement for many rows, in the caller's
+transaction. Events are where status callbacks to the application (hooks) branch off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+from uuid import UUID
+
+from tidings.db.pool import Connection
+from tidings.db.sql import load_queries
+from tidings.flow.hooks import enqueue_hooks
+from tidings.model.words import EventKind
+
+SQL: Final = load_queries(__package__, "effects.sql")
+
+
+class Event(NamedTuple):
+    """A row of `event`; the order of the fields is that of insert_events' arrays."""
+
+    id: UUID
+    project_id: int
+    notification_id: UUID
+    delivery_id: UUID
+    kind: EventKind
+    attempt: int | None
+    account_id: int | None
+    reason: str | None
+    provider_id: str | None
+    detail: str | None
+
+
+class Suppression(NamedTuple):
+    """A row of `suppression`; the order of the fields is that of insert_suppressions' arrays."""
+
+    project_id: int
+    channel: int
+    address: str
+    stream: str
+    reason: str
+    delivery_id: UUID | None
+
+
+class DroppedAddress(NamedTuple):
+    """An address that does not exist any more; the order of the fields is that of drop_addresses' arrays."""
+
+    project_id: int
+    user_id: str
+    channel: int
+    value: str
+
+
+class DeadLetter(NamedTuple):
+    """A row of `dead_letter`; the order of the fields is that of insert_dead_letters' arrays."""
+
+    project_id: int
+    delivery_id: UUID
+    notification_id: UUID
+    channel: int
+    reason: str
+    attempts: int
+
+
+async def apply_events(conn: Connection, events: Sequence[Event], now: datetime | None) -> set[UUID]:
+    """Append events, and tell the hooks that listen; answers with those that are new. An event whose id is there
+    already was told twice."""
+    if not events:
+        return set()
+    rows = await conn.fetch(SQL.insert_events, *to_columns(events), now)
+    heard = {id_ for id_, heard in rows if heard}
+    if heard:
+        await enqueue_hooks(conn, [event for event in events if event.id in heard], now)
+    return {row[0] for row in rows}
+
+
+async def apply_suppressions(conn: Connection, suppressions: Sequence[Suppression], now: datetime | None) -> None:
+    """Let nothing of a stream reach these addresses again."""
+    if suppressions:
+        await conn.execute(SQL.insert_suppressions, *to_columns(suppressions), now)
+
+
+async def apply_drops(conn: Connection, dropped: Sequence[DroppedAddress], now: datetime | None) -> None:
+    """Take these addresses from their users."""
+    if dropped:
+        await conn.execute(SQL.drop_addresses, *to_columns(sorted(dropped)), now)
+
+
+async def apply_dead_letters(conn: Connection, letters: Sequence[DeadLetter], now: datetime | None) -> None:
+    """Keep what was given up for an operator to look at."""
+    if letters:
+        await conn.execute(SQL.insert_dead_letters, *to_columns(letters), now)
+
+
+async def lift_dead_letters(conn: Connection, places: Sequence[tuple[int, UUID]]) -> None:
+    """Take back letters, as (project, delivery): they were given up without knowing; now it is proved they went out."""
+    if places:
+        await conn.execute(SQL.delete_lifted_letters, *to_columns(places))
+
+
+def to_columns(rows: Iterable[Sequence[Any]]) -> list[list[Any]]:
+    """The rows as the arrays that `unnest` takes."""
+    return [list(column) for column in zip(*rows, strict=True)]

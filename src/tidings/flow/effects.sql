@@ -1,0 +1,39 @@
+-- name: insert_events
+-- Answers with those that are new, each with whether its project has a hook; which have is looked up once for all rows.
+INSERT INTO event (id, project_id, notification_id, delivery_id, kind, attempt, account_id, reason, provider_id, detail, at)
+SELECT id, project_id, notification_id, delivery_id, kind, attempt, account_id, reason, provider_id, detail::json,
+       coalesce($11::timestamptz, now())
+FROM unnest($1::uuid[], $2::int[], $3::uuid[], $4::uuid[], $5::smallint[], $6::smallint[], $7::int[], $8::text[],
+            $9::text[], $10::text[])
+     AS e (id, project_id, notification_id, delivery_id, kind, attempt, account_id, reason, provider_id, detail)
+ON CONFLICT DO NOTHING  -- the ids of receipts are made of what they say: a repetition has the same
+RETURNING id, project_id = ANY (ARRAY(SELECT h.project_id FROM hook h WHERE h.enabled AND h.project_id = ANY ($2))) AS heard;
+
+-- name: insert_suppressions
+INSERT INTO suppression (project_id, channel, address, stream, reason, delivery_id, created_at)
+SELECT DISTINCT ON (project_id, channel, address, stream) project_id, channel, address, stream, reason, delivery_id,
+       coalesce($7::timestamptz, now())
+FROM unnest($1::int[], $2::smallint[], $3::text[], $4::text[], $5::text[], $6::uuid[])
+     AS s (project_id, channel, address, stream, reason, delivery_id)
+ORDER BY project_id, channel, address, stream
+ON CONFLICT DO NOTHING;
+
+-- name: drop_addresses
+UPDATE address a SET dropped_at = coalesce($5::timestamptz, now())
+FROM unnest($1::int[], $2::text[], $3::smallint[], $4::text[]) AS x (project_id, user_id, channel, value)
+WHERE a.project_id = x.project_id AND a.user_id = x.user_id AND a.channel = x.channel AND a.value = x.value
+  AND a.dropped_at IS NULL;
+
+-- name: insert_dead_letters
+INSERT INTO dead_letter (project_id, delivery_id, notification_id, channel, reason, attempts, at)
+SELECT project_id, delivery_id, notification_id, channel, reason, attempts, coalesce($7::timestamptz, now())
+FROM unnest($1::int[], $2::uuid[], $3::uuid[], $4::smallint[], $5::text[], $6::smallint[])
+     AS d (project_id, delivery_id, notification_id, channel, reason, attempts)
+ORDER BY project_id, delivery_id
+ON CONFLICT (project_id, delivery_id) DO UPDATE
+    SET reason = excluded.reason, attempts = excluded.attempts, at = excluded.at;
+
+-- name: delete_lifted_letters
+-- They were given up without knowing; now it is proved that they went out.
+DELETE FROM dead_letter d USING unnest($1::int[], $2::uuid[]) AS x (project_id, delivery_id)
+WHERE d.project_id = x.project_id AND d.delivery_id = x.delivery_id;

@@ -1,0 +1,558 @@
+"""Receipts: what vendors, devices and recipients report afterwards, recorded by the same table as settling.
+
+A report finds its delivery by our own id, which most vendors echo, or by the vendor's: then it and the settling of the
+send meet at one row of `provider_ref`, whichever comes first. It may be a repetition, out of order or about somebody
+else's message. Its event's id is made of what it says, so a repetition has no room; the transition table decides what
+it moves; engagement counts on the first set bit only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final, NamedTuple
+from uuid import UUID
+
+import msgspec
+
+from tidings import ids
+from tidings.clock import Clock
+from tidings.db.pool import Connection, Database, Record
+from tidings.db.sql import load_queries
+from tidings.engine.batch import Batcher
+from tidings.flow import effects
+from tidings.flow.load import SENDER
+from tidings.flow.measure import Counts, Dimension, Meter
+from tidings.model.transitions import decide_transition
+from tidings.model.words import EFFECTS, Channel, Effect, Engagement, EventKind, Reason, Status
+from tidings.providers.port import Inbound, Report
+
+SQL: Final = load_queries(__package__, "receipts.sql")
+
+GROUP_LIMIT: Final = 500
+"""Reports in one transaction, about."""
+EARLY_KEPT: Final = timedelta(days=3)
+"""How long a report waits for the send that it is about."""
+DETAIL_MAX: Final = 16 * 1024
+"""Octets of a vendor's own words that are kept with an event."""
+FORGET_BATCH: Final = 5_000
+
+_LOW62: Final = (1 << 62) - 1
+
+STATUS_OF: Final[Mapping[EventKind, Status]] = {
+    EventKind.sent: Status.sent,
+    EventKind.delivered: Status.delivered,
+    EventKind.failed: Status.failed,
+}
+"""Reports that may move the status. The others are engagement, or words (`retrying`: the receiver asks to wait)."""
+
+ENGAGEMENT_OF: Final[Mapping[EventKind, Engagement]] = {
+    EventKind.opened: Engagement.opened,
+    EventKind.clicked: Engagement.clicked,
+    EventKind.seen: Engagement.seen,
+    EventKind.read: Engagement.read,
+    EventKind.archived: Engagement.archived,
+    EventKind.unsubscribed: Engagement.unsubscribed,
+    EventKind.complained: Engagement.complained,
+}
+_MACHINE: Final = {EventKind.opened: EventKind.machine_opened, EventKind.clicked: EventKind.machine_clicked}
+_RECORDED: Final = frozenset({*STATUS_OF, *ENGAGEMENT_OF, EventKind.retrying})
+
+
+class State(NamedTuple):
+    """What a delivery is when a report about it comes."""
+
+    status: Status
+    reason: Reason | None
+    engagement: int
+    machine_engagement: int
+
+
+class Decision(NamedTuple):
+    """What a report makes of a delivery."""
+
+    status: Status | None = None
+    """None: it stays."""
+    reason: Reason | None = None
+    engagement: int = 0
+    machine_engagement: int = 0
+    """Bits that were not set before."""
+    event: EventKind | None = None
+    """What is recorded; None: nothing."""
+    counts: tuple[EventKind, ...] = ()
+    """What the roll-ups count."""
+    suppress: str | None = None
+    """The stream that is not to reach the address again; '' is the whole channel."""
+    suppress_reason: Reason | None = None
+    drop_address: bool = False
+    dead: bool = False
+    lifted: bool = False
+    """It had been given up without knowing."""
+
+
+def decide_receipt(state: State, report: Report, *, category: str) -> Decision:
+    """What follows from a report. Pure.
+
+    | report                      | status                              | besides                              |
+    |-----------------------------|-------------------------------------|--------------------------------------|
+    | sent, delivered, failed     | as `TRANSITIONS` allows             | a failure does what its reason says  |
+    | failed, while queued again  | only if no further attempt can help | the same                             |
+    | opened, clicked by a person | proves failed(uncertain) delivered  | first time: engagement, counted      |
+    | opened, clicked by a machine | stays                              | first time: counted apart            |
+    | complained, unsubscribed    | stays                               | its category does not come again     |
+    | retrying                    | stays                               |                                      |
+    """
+    kind = report.kind
+    if kind not in _RECORDED:
+        return Decision()
+    if (to := STATUS_OF.get(kind)) is not None:
+        return _decide_status(state, report, to)
+    if kind is EventKind.retrying:
+        return Decision(event=kind)
+    bit = int(ENGAGEMENT_OF[kind])
+    if report.machine and kind in _MACHINE:
+        kind = _MACHINE[kind]
+        if state.machine_engagement & bit:
+            return Decision(event=kind)
+        return Decision(machine_engagement=bit, event=kind, counts=(kind,))
+    lifted = state.status is Status.failed and state.reason is Reason.uncertain
+    new = 0 if state.engagement & bit else bit
+    suppress: str | None = None
+    why: Reason | None = None
+    if kind in (EventKind.complained, EventKind.unsubscribed):
+        suppress = category
+        why = Reason.complained if kind is EventKind.complained else Reason.opted_out
+    counts = (*((EventKind.delivered,) if lifted else ()), *((kind,) if new else ()))
+    return Decision(
+        status=Status.delivered if lifted else None,
+        engagement=new,
+        event=kind,
+        counts=counts,
+        suppress=suppress,
+        suppress_reason=why,
+        lifted=lifted,
+    )
+
+
+def _decide_status(state: State, report: Report, to: Status) -> Decision:
+    reason = (report.reason or Reason.rejected) if to is Status.failed else None
+    effect = EFFECTS[reason] if reason is not None else Effect.none
+    moved = decide_transition(state.status, state.reason, to)
+    if moved is Status.failed and state.status is Status.queued and effect in (Effect.retry, Effect.failover):
+        moved = None  # an earlier attempt failed; the next one is on its way and may not
+    suppress = "" if effect is Effect.suppress else None
+    if moved is None:
+        # It says no less when it comes late: the address is dead all the same.
+        return Decision(
+            event=report.kind, suppress=suppress, suppress_reason=reason, drop_address=effect is Effect.drop_address
+        )
+    return Decision(
+        status=moved,
+        reason=reason,
+        event=report.kind,
+        counts=(report.kind,),
+        suppress=suppress,
+        suppress_reason=reason,
+        drop_address=effect is Effect.drop_address,
+        dead=moved is Status.failed and effect not in (Effect.suppress, Effect.drop_address),
+        lifted=state.status is Status.failed,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """A report, and who brought it."""
+
+    project_id: int
+    account_id: int | None
+    """None: we saw it ourselves, by a link or a device's signed report."""
+    report: Report
+    delivery: UUID | None = None
+    """Where it is known already; else the report's key or the vendor's id tells."""
+
+    @property
+    def target(self) -> UUID | None:
+        """The delivery, as far as the report itself tells it."""
+        if self.delivery is not None:
+            return self.delivery
+        return ids.parse_public(ids.DELIVERY, self.report.key) if self.report.key else None
+
+
+def to_mark(fact: Fact) -> bytes:
+    """What makes two reports the same one: 16 octets. A vendor's event id decides where there is one."""
+    r = fact.report
+    said: tuple[Any, ...] = (r.event_id, r.kind) if r.event_id else (
+        r.kind, r.provider_id, r.key, r.address, r.reason, r.at, r.machine, r.url
+    )  # fmt: skip
+    return hashlib.sha256(msgspec.json.encode((fact.account_id, *said))).digest()[:16]
+
+
+def to_event_id(delivery: UUID, mark: bytes) -> UUID:
+    """The event's id: in the delivery's family, and the same for the same report."""
+    print_ = hashlib.sha256(delivery.bytes + mark).digest()
+    return UUID(int=(delivery.int & ~((1 << 64) - 1)) | 0b10 << 62 | (int.from_bytes(print_[:8], "big") & _LOW62))
+
+
+class Receiver:
+    """Records reports, many in one transaction.
+
+    Args:
+        observe_delivered: told of each report of a delivery: the account, and the seconds since it was sent.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        meter: Meter,
+        clock: Clock,
+        *,
+        observe_delivered: Callable[[int, float], None] | None = None,
+    ) -> None:
+        self._database = database
+        self._meter = meter
+        self._clock = clock
+        self._observe_delivered = observe_delivered
+        self._batcher: Batcher[Sequence[Fact], int] = Batcher(self._flush, limit=GROUP_LIMIT, weigh=len, flushers=2)
+
+    async def record(self, facts: Sequence[Fact]) -> int:
+        """Record them, with whatever else is waiting; answers with how many events are new. Durable on return."""
+        return await self._batcher.add(facts) if facts else 0
+
+    async def drain(self) -> None:
+        """Wait until everything taken in is recorded."""
+        await self._batcher.drain()
+
+    async def _flush(self, batch: Sequence[Sequence[Fact]]) -> Sequence[int | BaseException]:
+        facts = [fact for part in batch for fact in part]
+        delivered: list[tuple[int, float]] = []
+
+        async def work(conn: Connection) -> Counter[int]:
+            delivered.clear()
+            return await apply_facts(conn, self._meter, self._clock, facts, delivered)
+
+        new = await self._database.transaction(work)
+        if self._observe_delivered is not None:
+            for account_id, seconds in delivered:
+                self._observe_delivered(account_id, seconds)
+        told, at = [], 0
+        for part in batch:
+            told.append(sum(new[i] for i in range(at, at + len(part))))
+            at += len(part)
+        return told
+
+    async def record_inbound(
+        self, project_id: int, account_id: int, channel: Channel, messages: Sequence[Inbound]
+    ) -> int:
+        """Keep text messages that came in, and do what their keywords say; answers with how many are new."""
+        if not messages:
+            return 0
+        unique = {
+            UUID(bytes=_inbound_mark(account_id, m), version=4): m for m in messages
+        }  # the newest of a repetition
+        now = self._clock.db_now()
+
+        async def work(conn: Connection) -> int:
+            rows = [
+                (
+                    id_, project_id, account_id, int(channel), _storable(m.sender), _storable(m.recipient),
+                    _storable(m.text), m.keyword, m.provider_id,
+                )
+                for id_, m in sorted(unique.items())
+            ]  # fmt: skip
+            new = {row[0] for row in await conn.fetch(SQL.insert_inbound, *effects.to_columns(rows), now)}
+            fresh = [m for id_, m in unique.items() if id_ in new]
+            stops = [m for m in fresh if m.keyword == "stop"]
+            await effects.apply_suppressions(
+                conn,
+                [
+                    effects.Suppression(project_id, channel, m.sender, SENDER + m.recipient, Reason.opted_out, None)
+                    for m in stops
+                ],
+                now,
+            )
+            starts = [(project_id, int(channel), m.sender, SENDER + m.recipient) for m in fresh if m.keyword == "start"]
+            if starts:
+                await conn.execute(SQL.lift_opt_outs, *effects.to_columns(starts))
+            return len(fresh)
+
+        return await self._database.transaction(work)
+
+
+async def apply_facts(
+    conn: Connection,
+    meter: Meter,
+    clock: Clock,
+    facts: Sequence[Fact],
+    delivered: list[tuple[int, float]],
+) -> Counter[int]:
+    """Record reports in the caller's transaction; answers with the places in `facts` whose events are new.
+
+    Args:
+        delivered: gets the account of each message that was just reported delivered, and the seconds since it was sent.
+    """
+    now = clock.db_now()
+    targets: list[UUID | None] = [fact.target for fact in facts]
+    await _resolve(conn, facts, targets, now)
+    # Locked in the order of ids, as everywhere; the facts of one delivery keep the order in which they came.
+    known = sorted((target.int, i) for i, target in enumerate(targets) if target is not None)
+    if not known:
+        return Counter()
+    low, high = ids.family_bounds(target for target in targets if target is not None)
+    rows = await conn.fetch(
+        SQL.lock_reported,
+        [targets[i] for _, i in known],
+        [facts[i].project_id for _, i in known],
+        [facts[i].account_id for _, i in known],
+        low,
+        high,
+        now,
+    )
+    writing = _Writing()
+    for row in rows:
+        place = known[row["ord"] - 1][1]
+        if row["concerned"] and _is_about(row, facts[place].report):
+            writing.take(place, row, facts[place], delivered)
+    new = await writing.write(conn, meter, low, high, now)
+    return Counter(dict.fromkeys(new, 1))
+
+
+async def link_sent(
+    conn: Connection,
+    meter: Meter,
+    clock: Clock,
+    sent: Sequence[tuple[int, int, str, UUID]],
+) -> None:
+    """Tell which deliveries the vendor's ids of just settled sends stand for, and record what was reported too early.
+
+    Args:
+        sent: account, project, the vendor's id, delivery.
+    """
+    rows = await conn.fetch(
+        SQL.resolve_refs,
+        [account for account, _, _, _ in sent],
+        [provider_id for _, _, provider_id, _ in sent],
+        [project for _, project, _, _ in sent],
+        [delivery for _, _, _, delivery in sent],
+        clock.db_now(),
+    )
+    met = [row for row in rows if row["met"]]
+    if not met:
+        return
+    early = await conn.fetch(
+        SQL.take_early_receipts,
+        [row["account_id"] for row in met],
+        [row["provider_id"] for row in met],
+        [row["project_id"] for row in met],
+    )
+    places = {(row["account_id"], row["provider_id"]): row["delivery_id"] for row in met}
+    facts = [
+        Fact(
+            row["project_id"],
+            row["account_id"],
+            msgspec.json.decode(row["report"], type=Report),
+            places[row["account_id"], row["provider_id"]],
+        )
+        for row in sorted(early, key=lambda row: row["created_at"])
+    ]
+    if facts:
+        await apply_facts(conn, meter, clock, facts, [])
+
+
+async def _resolve(conn: Connection, facts: Sequence[Fact], targets: list[UUID | None], now: datetime | None) -> None:
+    """Fill in the targets that only the vendor's id can tell; what is still unknown waits for its send."""
+    asked = {
+        (fact.account_id, fact.report.provider_id): fact.project_id
+        for fact, target in zip(facts, targets, strict=True)
+        if target is None and fact.account_id is not None and fact.report.provider_id is not None
+    }
+    if not asked:
+        return
+    places = sorted(asked)
+    rows = await conn.fetch(
+        SQL.resolve_refs,
+        [account for account, _ in places],
+        [provider_id for _, provider_id in places],
+        [asked[place] for place in places],
+        [None] * len(places),
+        now,
+    )
+    found = {(row["account_id"], row["provider_id"]): row["delivery_id"] for row in rows}
+    early: list[tuple[Any, ...]] = []
+    for i, fact in enumerate(facts):
+        place = (fact.account_id, fact.report.provider_id)
+        if targets[i] is not None or place not in found:
+            continue
+        targets[i] = found[place]
+        if found[place] is None:
+            mark = UUID(bytes=to_mark(fact))
+            early.append((*place, fact.project_id, mark, _to_json(fact.report)))
+    if early:
+        early.sort(key=lambda row: (row[0], row[1], row[3]))
+        await conn.execute(SQL.insert_early_receipts, *effects.to_columns(early), now)
+
+
+def _is_about(row: Record, report: Report) -> bool:
+    """Whether the report is about the delivery's own recipient, and not about one who got a copy.
+
+    Only who is known to have got one is told apart: mail is forwarded, and bounces then name another address.
+    """
+    if report.address is None or row["channel"] != Channel.email or row["options"] is None:
+        return True
+    address = report.address.casefold()
+    return address == row["address"].casefold() or address not in row["options"].casefold()
+
+
+class _Writing:
+    """What a batch of reports makes of its deliveries, gathered and then written at once."""
+
+    def __init__(self) -> None:
+        self._states: dict[UUID, State] = {}
+        self._rows: dict[UUID, Record] = {}
+        self._touched: dict[UUID, tuple[int | None, str | None]] = {}
+        self._bits: dict[UUID, tuple[int, int]] = {}
+        self._events: dict[UUID, tuple[int, effects.Event]] = {}
+        self._suppressions: list[effects.Suppression] = []
+        self._drops: list[effects.DroppedAddress] = []
+        self._dead: dict[UUID, effects.DeadLetter] = {}
+        self._lifted: set[tuple[int, UUID]] = set()
+        self._counts: Counts = Counter()
+
+    def take(self, place: int, row: Record, fact: Fact, delivered: list[tuple[int, float]]) -> None:
+        """Decide one report on what the ones before it have left."""
+        id_, report = row["id"], fact.report
+        state = self._states.get(id_) or State(
+            Status(row["status"]),
+            Reason(row["reason"]) if row["reason"] else None,
+            row["engagement"],
+            row["machine_engagement"],
+        )
+        category = row["category"]
+        decision = decide_receipt(state, report, category=category)
+        if decision.event is None:
+            return
+        self._rows[id_] = row
+        self._states[id_] = State(
+            decision.status if decision.status is not None else state.status,
+            decision.reason if decision.status is not None else state.reason,
+            state.engagement | decision.engagement,
+            state.machine_engagement | decision.machine_engagement,
+        )
+        if decision.status is not None or decision.engagement or decision.machine_engagement:
+            self._touched[id_] = (fact.account_id, report.provider_id)
+            human, machine = self._bits.get(id_, (0, 0))
+            self._bits[id_] = (human | decision.engagement, machine | decision.machine_engagement)
+        self._event(place, row, fact, decision)
+        dimension = _dimension(row, fact.account_id)
+        for kind in decision.counts:
+            self._counts[dimension, kind] += 1
+        self._follow(row, decision)
+        if decision.status is Status.delivered and row["sent_at"] is not None and fact.account_id is not None:
+            delivered.append((fact.account_id, max(0.0, (row["now"] - row["sent_at"]).total_seconds())))
+
+    def _event(self, place: int, row: Record, fact: Fact, decision: Decision) -> None:
+        assert decision.event is not None
+        event_id = to_event_id(row["id"], to_mark(fact))
+        self._events.setdefault(
+            event_id,
+            (
+                place,
+                effects.Event(
+                    event_id, row["project_id"], row["notification_id"], row["id"], decision.event, None,
+                    fact.account_id, fact.report.reason, fact.report.provider_id, _to_detail(fact.report),
+                ),
+            ),
+        )  # fmt: skip
+
+    def _follow(self, row: Record, decision: Decision) -> None:
+        project_id, id_ = row["project_id"], row["id"]
+        if decision.suppress is not None and not row["test"]:
+            self._suppressions.append(
+                effects.Suppression(
+                    project_id, row["channel"], row["address"], decision.suppress, str(decision.suppress_reason), id_
+                )
+            )
+        if decision.drop_address and row["user_id"] is not None and not row["test"]:
+            self._drops.append(effects.DroppedAddress(project_id, row["user_id"], row["channel"], row["address"]))
+        if decision.dead:
+            self._dead[id_] = effects.DeadLetter(
+                project_id, id_, row["notification_id"], row["channel"], str(decision.reason), row["attempts"]
+            )
+        if decision.lifted:
+            self._lifted.add((project_id, id_))
+
+    async def write(self, conn: Connection, meter: Meter, low: UUID, high: UUID, now: datetime | None) -> list[int]:
+        """One statement for each kind of row; answers with the places whose events are new."""
+        touched = sorted(self._touched)
+        if touched:
+            await conn.execute(
+                SQL.update_reported,
+                touched,
+                [self._rows[id_]["project_id"] for id_ in touched],
+                [int(self._states[id_].status) for id_ in touched],
+                [self._states[id_].reason for id_ in touched],
+                [self._bits[id_][0] for id_ in touched],
+                [self._bits[id_][1] for id_ in touched],
+                [self._touched[id_][0] for id_ in touched],
+                [self._touched[id_][1] for id_ in touched],
+                low,
+                high,
+                now,
+            )
+        events = sorted((event for _, event in self._events.values()), key=lambda event: event.id)
+        new = await effects.apply_events(conn, events, now)
+        await effects.apply_suppressions(conn, self._suppressions, now)
+        await effects.apply_drops(conn, self._drops, now)
+        await effects.apply_dead_letters(conn, sorted(self._dead.values(), key=lambda d: d.delivery_id), now)
+        await effects.lift_dead_letters(conn, sorted(self._lifted))
+        await meter.apply(conn, self._counts)
+        return [place for id_, (place, _) in self._events.items() if id_ in new]
+
+
+def _dimension(row: Record, account_id: int | None) -> Dimension:
+    return Dimension(
+        row["project_id"],
+        row["type_version_id"] or 0,
+        row["category"],
+        row["channel"],
+        account_id or row["account_id"] or 0,
+        row["template_version_id"] or 0,
+        row["variant"] or "",
+        row["locale"] or "",
+    )
+
+
+def _to_detail(report: Report) -> str | None:
+    """The evidence: the vendor's own words, its clock, and the link."""
+    detail: dict[str, Any] = {"receipt": dict(report.detail)} if report.detail else {}
+    if report.at is not None:
+        detail["at"] = report.at
+    if report.url is not None:
+        detail["url"] = report.url
+    text = _to_json(detail)
+    if len(text) > DETAIL_MAX:
+        text = _to_json({**detail, "receipt": {"cut": text[: DETAIL_MAX // 2]}})
+    return text if detail else None
+
+
+def _to_json(value: object) -> str:
+    # PostgreSQL's json knows no U+0000, and evidence is a vendor's: anything may be in it.
+    return msgspec.json.encode(value).replace(b"\\u0000", b"\\ufffd").decode()
+
+
+def _storable(text: str) -> str:
+    return text.replace("\0", "\ufffd")
+
+
+def _inbound_mark(account_id: int, message: Inbound) -> bytes:
+    said = (message.provider_id,) if message.provider_id else (message.recipient, message.text, message.at)
+    return hashlib.sha256(msgspec.json.encode((account_id, message.sender, *said))).digest()[:16]
+
+
+async def forget_early(database: Database, now: datetime, retention: timedelta) -> None:
+    """Delete reports that waited in vain, and vendors' ids of messages that are gone."""
+    for query, before in ((SQL.forget_early, now - EARLY_KEPT), (SQL.forget_refs, now - retention)):
+        while await database.fetchval(query, before, FORGET_BATCH) == FORGET_BATCH:
+            pass

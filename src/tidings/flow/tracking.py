@@ -1,0 +1,212 @@
+"""Tracking: links and a pixel that tell when a mail is opened and clicked, and the address at which a device reports.
+
+Everything that such a link needs is in its token: kind, project, delivery and target, signed. So a link works for as
+long as the signing key is kept, also when the message has long been dropped; it leads where the message said and
+nowhere else; and nobody can make one.
+
+Off unless the project turned it on; never in messages of required categories, nor of types that forbid it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import re
+from collections.abc import Mapping
+from html import escape, unescape
+from typing import Final, NamedTuple
+from urllib.parse import urlsplit
+from uuid import UUID
+
+import msgspec
+
+from tidings.directory.credentials import Place, Vault
+from tidings.directory.projects import Project, Tracking
+from tidings.model.messages import Email, Message, Push
+from tidings.model.words import EventKind
+
+_VERSION: Final = 1
+_MAC: Final = 16  # octets of the signature that are kept: 128 bits
+_HEAD: Final = 1 + 1 + 4 + 16
+_URL_MAX: Final = 2_000
+TOKEN_MAX: Final = 4_096
+"""Characters of a token, more than any of ours."""
+
+_KINDS: Final = {EventKind.opened: b"o", EventKind.clicked: b"c", EventKind.delivered: b"r"}
+_BY_CODE: Final = {code: kind for kind, code in _KINDS.items()}
+
+_LINK: Final = re.compile(r"""(<a\s(?:[^>"']|"[^"]*"|'[^']*')*?\bhref\s*=\s*)("[^"]*"|'[^']*')""", re.IGNORECASE)
+_UNTRACKED: Final = re.compile(r"\bdata-tidings-track\s*=\s*[\"']?(?:off|false|no)\b", re.IGNORECASE)
+_BODY_END: Final = re.compile(r"</body\s*>", re.IGNORECASE)
+
+
+class Token(NamedTuple):
+    """What a link says of itself."""
+
+    kind: EventKind
+    """opened (the pixel), clicked (a link), delivered (a device's report, which says itself what happened)."""
+    project_id: int
+    delivery: UUID
+    url: str = ""
+
+
+class Signer:
+    """Makes tokens and believes only its own."""
+
+    def __init__(self, vault: Vault) -> None:
+        self._vault = vault
+        self._keys: dict[int, tuple[bytes, ...]] = {}
+
+    def _keys_of(self, project_id: int) -> tuple[bytes, ...]:
+        keys = self._keys.get(project_id)
+        if keys is None:
+            if len(self._keys) >= 10_000:  # projects are named by tokens, which anybody may make up
+                self._keys.clear()
+            keys = self._keys[project_id] = self._vault.derive(Place("tracking", project_id, ""))
+        return keys
+
+    def sign(self, token: Token) -> str:
+        """The token as it stands in a URL."""
+        said = (
+            bytes((_VERSION,))
+            + _KINDS[token.kind]
+            + token.project_id.to_bytes(4, "big")
+            + token.delivery.bytes
+            + token.url.encode()
+        )
+        mac = hashlib.blake2b(said, key=self._keys_of(token.project_id)[0], digest_size=_MAC).digest()
+        return base64.urlsafe_b64encode(said + mac).rstrip(b"=").decode()
+
+    def read(self, text: str, kind: EventKind) -> Token | None:
+        """What a token of this kind says; None when it is not one of ours, or leads to no web page."""
+        if len(text) > TOKEN_MAX:
+            return None
+        try:
+            raw = base64.b64decode(text.encode("ascii") + b"=" * (-len(text) % 4), b"-_", validate=True)
+        except (UnicodeEncodeError, binascii.Error, ValueError):
+            return None
+        if len(raw) < _HEAD + _MAC or raw[0] != _VERSION or raw[1:2] != _KINDS[kind]:
+            return None
+        said, mac = raw[:-_MAC], raw[-_MAC:]
+        project_id = int.from_bytes(said[2:6], "big")
+        good = False
+        for key in self._keys_of(project_id):  # all of them: how long it takes tells nothing
+            good |= hmac.compare_digest(hashlib.blake2b(said, key=key, digest_size=_MAC).digest(), mac)
+        if not good:
+            return None
+        url = said[_HEAD:].decode("utf-8", "replace")
+        if kind is EventKind.clicked and not is_web_page(url):
+            return None
+        return Token(kind, project_id, UUID(bytes=bytes(said[6:_HEAD])), url)
+
+
+def is_web_page(url: str) -> bool:
+    """Whether a link may lead there: http or https, with a host."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and url.isprintable() and len(url) <= _URL_MAX
+
+
+def track_email(email: Email, signer: Signer, tracking: Tracking, base: str, project_id: int, delivery: UUID) -> Email:
+    """The mail with its links leading over us, and with a pixel, as far as the project wants it. Pure.
+
+    Only links of the HTML part that are written as `<a href="http…">` are followed; one with
+    `data-tidings-track="off"` is left alone.
+
+    Args:
+        base: what the links begin with, without a slash at its end.
+    """
+    if email.html is None or not (tracking.opens or tracking.clicks):
+        return email
+    html = source = email.html
+    if tracking.clicks:
+
+        def follow(found: re.Match[str]) -> str:
+            before, quoted = found[1], found[2]
+            url = unescape(quoted[1:-1]).strip()
+            if not is_web_page(url) or url.startswith(base + "/"):
+                return found[0]
+            tag_end = source.find(">", found.end())
+            if _UNTRACKED.search(before) or _UNTRACKED.search(source, found.end(), max(tag_end, found.end())):
+                return found[0]
+            token = signer.sign(Token(EventKind.clicked, project_id, delivery, url))
+            return f'{before}"{base}/c/{token}"'
+
+        html = _LINK.sub(follow, source)
+    if tracking.opens:
+        token = signer.sign(Token(EventKind.opened, project_id, delivery))
+        pixel = f'<img src="{escape(base)}/o/{token}" alt="" width="1" height="1" style="display:none">'
+        ends = [found.start() for found in _BODY_END.finditer(html)]
+        at = ends[-1] if ends else len(html)
+        html = html[:at] + pixel + html[at:]
+    return msgspec.structs.replace(email, html=html)
+
+
+class Tracker:
+    """Makes messages tell what becomes of them, in a worker.
+
+    Args:
+        public_url: how the outside reaches the API; without it, and without a domain of the project's, nothing is
+            tracked.
+    """
+
+    def __init__(self, vault: Vault, public_url: str | None) -> None:
+        self._signer = Signer(vault)
+        self._public_url = public_url.rstrip("/") if public_url is not None else None
+
+    def follow(self, message: Message, project: Project, *, tracked: bool) -> Message:
+        """The message, with its links and pixel (e-mail) or its address for reports (push).
+
+        Args:
+            tracked: its type and category allow that opens and clicks are watched.
+        """
+        if isinstance(message.content, Push):
+            if self._public_url is None:
+                return message
+            token = self._signer.sign(Token(EventKind.delivered, project.id, message.delivery))
+            return msgspec.structs.replace(message, report_url=f"{self._public_url}/r/{token}")
+        tracking = project.settings.tracking
+        base = tracking.domain or self._public_url
+        if not tracked or base is None or not isinstance(message.content, Email):
+            return message
+        content = track_email(message.content, self._signer, tracking, base, project.id, message.delivery)
+        return msgspec.structs.replace(message, content=content)
+
+    def callback_url(self, path: str | None) -> str | None:
+        """The whole address of a callback."""
+        return None if path is None or self._public_url is None else self._public_url + path
+
+
+# ---------------------------------------------------------------- who opened it
+
+_PREFETCH: Final = ("purpose", "sec-purpose", "x-purpose", "x-moz")
+_PROGRAMS: Final = re.compile(
+    r"bot\b|crawl|spider|preview|scan|prefetch|headless|phantomjs|python|curl|wget|java/|okhttp|go-http|libwww"
+    r"|barracuda|proofpoint|mimecast|fireeye|symantec|cloudmark|safelinks|trendmicro|forcepoint|sophos|zscaler"
+    r"|slackbot|whatsapp|telegram|skypeuripreview|facebookexternalhit|bingpreview|yahoomailproxy",
+    re.IGNORECASE,
+)
+"""Words of user agents that are programs: crawlers, link scanners of mail gateways, previewers.
+
+GoogleImageProxy is not among them: Gmail fetches a picture through it when a person opens the mail."""
+_BARE: Final = re.compile(r"Mozilla/5\.0\s*")
+"""All that Apple's Mail Privacy Protection says of itself; it fetches every picture, opened or not.
+https://support.apple.com/guide/iphone/use-mail-privacy-protection-iphf084865c7/ios"""
+
+
+def is_machine(method: str, headers: Mapping[str, str]) -> bool:
+    """Whether a program fetched this rather than a person: by its method, its headers or its name. Pure.
+
+    Args:
+        headers: names in lower case.
+    """
+    if method != "GET":
+        return True
+    if any("prefetch" in headers.get(name, "").lower() or headers.get(name) == "preview" for name in _PREFETCH):
+        return True
+    agent = headers.get("user-agent", "").strip()
+    return not agent or bool(_BARE.fullmatch(agent)) or bool(_PROGRAMS.search(agent))
