@@ -19,9 +19,11 @@ import msgspec
 import psutil
 
 from bench import peers
+from bench.inboxes import Inboxes
 from bench.load import Outcome
 from bench.stage import SLOW_MS, USERS, Sink, Stage, admin, to_other_database
 from tidings import ids
+from tidings.client import AsyncClient
 from tidings.db.migrate import migrate
 from tidings.db.pool import Connection, Database
 from tidings.engine import jobs as queue
@@ -324,6 +326,53 @@ def _megabytes(octets: float) -> float:
     return _round(octets / 1e6)
 
 
+async def live_inboxes(stage: Stage, scale: Scale) -> list[Row]:
+    """An item for each of 1,000 inboxes that are open as event streams at one API process, all in one batch request.
+
+    The row's time is from storing (the beginning of the transaction that also settles the delivery) to the client's
+    socket; from the request on, the road of a thousand messages comes before it.
+    """
+    async with AsyncClient(stage.api_url, stage.api_key) as client:
+        await client.templates.put("inbox", name="Inbox")
+        fields = {"title": "Order {{ order }} is on its way", "body": "Follow it.", "url": "{{ url }}"}
+        content = {"default_locale": "en", "channels": {"in_app": {"en": fields}}}
+        made = await client.templates.create_version("inbox", content)
+        await client.templates.publish("inbox", made.version)
+        await client.types.put("shipped_in_app", category="orders", template="inbox", steps=[{"send": ["in_app"]}])
+        tokens = [(await client.users.create_token(f"u-{n}")).token for n in range(USERS)]
+    inboxes = Inboxes()
+    tails, halves, roads, costs = [], [], [], Costs(stage)
+    try:
+        await inboxes.open(stage.api_port, tokens)
+        for repetition in range(scale.repetitions + 1):
+            await stage.wait_settled()
+            await costs.begin()
+            outcome = await stage.load(
+                kind="closed", path=BATCH, connections=1, requests=1, bodies=_batches("in_app", USERS)
+            )
+            told = await inboxes.take(USERS)
+            if len({item.id for item in told}) != USERS:
+                raise Wrong(f"{USERS} items were told as {len({item.id for item in told})} different ones")
+            if not repetition:  # the first one warms up
+                continue
+            await costs.end(USERS, outcome)
+            took = sorted((item.told_at - item.stored_at) * 1e3 for item in told)
+            road = sorted((item.told_ns - outcome.began_ns) / 1e6 for item in told)
+            halves.append(statistics.median(took))
+            tails.append(took[int(0.99 * len(took))])
+            roads.append(road[int(0.99 * len(road))])
+    finally:
+        inboxes.close()
+    extras = {
+        "p50_ms": _round(statistics.median(halves)),
+        "request_to_client_p99_ms": _round(statistics.median(roads)),
+        "api_rss_mb": _megabytes(stage.api.rss()),
+        **costs.to_extras(),
+    }
+    title = "1,000 live inboxes at one API process, stored → told, p99"
+    return [Row("live_inboxes", title, "ms", tails, 200, "lower", extras=extras)]
+
+
 # ---------------------------------------------------------------- a large backlog
 
 
@@ -594,6 +643,7 @@ ROWS: Final[dict[str, Measurement]] = {
     "e2e_http": e2e_http,
     "e2e_smtp": e2e_smtp,
     "batch_accept": batch_accept,
+    "live_inboxes": live_inboxes,
     "critical_overtake": large_backlog,
     "claim_cost": claim_cost,
     "harness": harness,

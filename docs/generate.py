@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, cast
@@ -25,12 +26,14 @@ from pydantic_core import PydanticUndefined
 from tidings import errors
 from tidings.cli import Exit, app
 from tidings.model.words import EFFECTS, Effect, Scope
+from tidings.providers.port import ReceiptAuth
 from tidings.providers.registry import PROVIDERS
 from tidings.settings import PREFIX, Settings
 from tidings.telemetry import Metrics
 from tidings.web import hot
 from tidings.web.app import create_web, to_openapi
 from tidings.web.deps import Deps, require
+from tidings.web.inbox.door import of_user
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 BLOCK: Final = re.compile(r"(<!-- generated: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -153,27 +156,51 @@ def render_exits() -> str:
 # ---------------------------------------------------------------- providers
 
 
+_RECEIPTS: Final = {
+    ReceiptAuth.signature: "callbacks, signed",
+    ReceiptAuth.hidden_path: "callbacks, to a secret address",
+}
+
+
 def render_providers() -> str:
     """The built-in providers."""
     rows = []
     for name, kind in PROVIDERS.items():
         spec = kind.spec
-        link = f"[specification]({spec.docs})" if spec.docs.startswith("https://") else f"`{spec.docs}`"
+        written_from = f"[specification]({spec.docs})" if spec.docs.startswith("https://") else _code(spec.docs)
+        receipts = _RECEIPTS[spec.receipts] if spec.receipts is not None else "–"
+        if spec.reports:
+            receipts += f": {', '.join(kind.name for kind in sorted(spec.reports))}"
         rows.append(
             [
                 _code(name),
                 ", ".join(c.name for c in sorted(spec.channels)),
                 ", ".join(sorted(spec.capabilities)) or "–",
+                receipts,
                 _yes(spec.confirms_delivery),
                 _yes(spec.idempotent),
-                f"{spec.timeout.total_seconds():g} s",
-                link,
+                spec.verified_by or "–",
+                written_from,
             ]
         )
     return _table(
-        ["provider", "channels", "capabilities", "confirms delivery", "idempotent", "longest send", "written from"],
+        [
+            "provider", "channels", "capabilities", "receipts", "confirms delivery", "idempotent", "how it is verified",
+            "written from",
+        ],
         rows,
-    )
+    )  # fmt: skip
+
+
+def render_contract_exceptions() -> str:
+    """The cases of published data that do not pass."""
+    listed = tomllib.loads((ROOT / "tests" / "contract" / "exceptions.toml").read_text(encoding="utf-8"))
+    rows = [
+        [_code(file), "all" if case == "*" else case, reason]
+        for file, cases in sorted(listed.items())
+        for case, reason in cases.items()
+    ]
+    return _table(["data", "case", "why"], rows)
 
 
 def render_provider_configs() -> str:
@@ -241,11 +268,11 @@ def render_api() -> str:
     web = create_web(cast(Deps, _Nothing()))
     document = to_openapi(web, hot.to_openapi())
     # The acceptor asks for the scope of the hot routes itself.
-    needs = {(path, "post"): Scope.send for path in (hot.ONE, hot.ALIAS, hot.BATCH)}
+    needs = {(path, "post"): _to_words(Scope.send) for path in (hot.ONE, hot.ALIAS, hot.BATCH)}
     for context in iter_route_contexts(web.routes):
         for method in context.methods or ():
-            if (scope := _scope_of(context.dependant)) is not None:
-                needs[context.path or "", method.lower()] = scope
+            if (need := _need_of(context.dependant)) is not None:
+                needs[context.path or "", method.lower()] = need
     parts = []
     for tag in sorted(document["tags"], key=lambda tag: (tag["name"] != "notifications", tag["name"])):
         parts.append(f"## {tag['name'].capitalize()}")
@@ -260,15 +287,22 @@ def render_api() -> str:
     return "\n\n".join(parts)
 
 
-def _scope_of(dependant: Dependant) -> Scope | None:
+def _need_of(dependant: Dependant) -> str | None:
+    """What a caller must show, in words."""
     if isinstance(dependant.call, require):
-        return dependant.call.scope
-    return next(filter(None, map(_scope_of, dependant.dependencies)), None)
+        return _to_words(dependant.call.scope)
+    if isinstance(dependant.call, of_user):
+        return "User token."
+    return next(filter(None, map(_need_of, dependant.dependencies)), None)
 
 
-def _render_operation(path: str, method: str, operation: Mapping[str, Any], scope: Scope) -> str:
+def _to_words(scope: Scope) -> str:
+    return f"Scope `{scope.value}`."
+
+
+def _render_operation(path: str, method: str, operation: Mapping[str, Any], need: str) -> str:
     told = " ".join((operation.get("description") or operation["summary"]).split())
-    lines = [f"### {method.upper()} {path}", "", f"{told.rstrip('.')}. Scope `{scope.value}`.", ""]
+    lines = [f"### {method.upper()} {path}", "", f"{told.rstrip('.')}. {need}", ""]
     parameters = {p["name"].lower(): p for p in operation.get("parameters", ()) if p["in"] != "path"}
     if "cursor" in parameters:
         lines.append("- Paged: `limit`, `cursor`.")
@@ -278,11 +312,16 @@ def _render_operation(path: str, method: str, operation: Mapping[str, Any], scop
         if name not in ("limit", "cursor", "idempotency-key", "traceparent"):
             lines.append(f"- `?{name}=` {_shape(parameter['schema'])}. {parameter.get('description', '')}".rstrip())
     if body := operation.get("requestBody"):
-        lines.append(f"- Body: {_shape(body['content']['application/json']['schema'])}.")
+        (kind, content), *_ = body["content"].items()
+        shape = _shape(content["schema"]) if kind == "application/json" else f"a file, as `{kind}`"
+        lines.append(f"- Body: {shape}.")
     for status, answer in operation["responses"].items():
         if status < "300":
             content = answer.get("content")
-            shape = _shape(content["application/json"]["schema"]) if content else "no content"
+            if content and "application/json" not in content:
+                shape = f"`{next(iter(content))}`. {answer['description'].rstrip('.')}"
+            else:
+                shape = _shape(content["application/json"]["schema"]) if content else "no content"
             lines.append(f"- {status}: {shape}.")
     return "\n".join(lines)
 
@@ -356,6 +395,7 @@ BLOCKS: Final[Mapping[str, Callable[[], str]]] = {
     "exits": render_exits,
     "metrics": render_metrics,
     "providers": render_providers,
+    "contract-exceptions": render_contract_exceptions,
     "provider-configs": render_provider_configs,
     "reasons": render_reasons,
     "settings": render_settings,

@@ -17,7 +17,6 @@ import gc
 import os
 import secrets
 import signal
-import socket
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
@@ -29,12 +28,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import structlog
-import uvicorn
 from pydantic import SecretStr
 from starlette.applications import Starlette
 from starlette.routing import Route
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tidings.clock import SystemClock
 from tidings.db.embedded import EmbeddedServer
@@ -43,20 +40,29 @@ from tidings.db.partitions import drop_partitions, ensure_partitions, partitions
 from tidings.db.pool import Database, Listener, Notifier
 from tidings.demo.welcome import UpInfo
 from tidings.directory.access import Access
+from tidings.directory.blobs import forget_blobs
 from tidings.directory.catalog import Account, Catalog
 from tidings.directory.credentials import Vault
+from tidings.directory.tokens import Tokens
 from tidings.engine.feed import FeedLanes
-from tidings.engine.jobs import FEEDER, WAKE_CHANNEL, load_lag
-from tidings.engine.lane import SendLane
+from tidings.engine.jobs import WAKE_CHANNEL, load_lag
+from tidings.engine.lane import SendHandler, SendLane
 from tidings.engine.wakes import Wakes
 from tidings.engine.worker import Worker
 from tidings.errors import DatabaseUnsupported, SettingsError
 from tidings.flow.accept import Acceptor, forget_keys
+from tidings.flow.callbacks import Callbacks, record_receipts
+from tidings.flow.endpoints import forget_failing
+from tidings.flow.hooks import HookSender, forget_messages
+from tidings.flow.inbox import BELL_CHANNEL, Bell, Inbox
 from tidings.flow.intervene import Intervener, forget_letters
+from tidings.flow.jobs import LANE_HOOKS, name_lane
 from tidings.flow.measure import Meter, fold
 from tidings.flow.plan import Planner
+from tidings.flow.receipts import Receiver, forget_early
 from tidings.flow.send import Sender
 from tidings.flow.settle import POLICIES, Policy, Settlement, Settler
+from tidings.flow.tracking import Signer, Tracker
 from tidings.model.messages import SendResult
 from tidings.model.words import CHANNELS_OF_THIS_VERSION, Channel, Status
 from tidings.providers.guard import Guard
@@ -65,14 +71,12 @@ from tidings.providers.port import Surroundings
 from tidings.settings import Settings
 from tidings.telemetry import Metrics
 from tidings.web.health import health_endpoints
+from tidings.web.server import serve
 
 log = structlog.get_logger(__name__)
 
 CONFIG_CHANNEL: Final = "tidings_config"
 """NOTIFY channel; the payload is a project whose types, templates or accounts have changed."""
-
-HEAD_MAX: Final = 64 * 1024
-"""Octets of a request's line and header fields."""
 
 LOOPBACK: Final = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 
@@ -89,6 +93,9 @@ class Core:
     meter: Meter
     metrics: Metrics
     wakes: Wakes
+    bell: Bell
+    draining: asyncio.Event
+    """Set when this process takes nothing new any more: what lives long ends now."""
 
 
 @contextlib.asynccontextmanager
@@ -119,16 +126,20 @@ async def open_core(settings: Settings, dsn: str, *, name: str, pool: int) -> As
             await ensure_partitions(conn, clock.now())
         notifier = await stack.enter_async_context(Notifier(dsn))
         wakes = Wakes(notifier.notify, token)
+        bell = Bell(notifier.notify)
         catalog = Catalog(side, clock, vault=vault)
 
         def hear(channel: str, payload: str) -> None:
             if channel == WAKE_CHANNEL:
                 wakes.hear(payload)
+            elif channel == BELL_CHANNEL:
+                bell.hear(payload)
             else:
                 catalog.on_hint(channel, payload)
 
-        await stack.enter_async_context(Listener(dsn, [WAKE_CHANNEL, CONFIG_CHANNEL], hear))
-        yield Core(settings, database, clock, vault, catalog, Meter(side, clock), Metrics(), wakes)
+        await stack.enter_async_context(Listener(dsn, [WAKE_CHANNEL, CONFIG_CHANNEL, BELL_CHANNEL], hear))
+        meter, draining = Meter(side, clock), asyncio.Event()
+        yield Core(settings, database, clock, vault, catalog, meter, Metrics(), wakes, bell, draining)
 
 
 class _Readiness:
@@ -174,6 +185,7 @@ async def open_api(core: Core) -> AsyncIterator[ASGIApp]:
     from tidings.web import hot
     from tidings.web.app import create_web
     from tidings.web.deps import Deps
+    from tidings.web.inbox.live import Live
 
     settings, stage = core.settings, _flush_observer(core.metrics)
     acceptor = Acceptor(
@@ -187,6 +199,13 @@ async def open_api(core: Core) -> AsyncIterator[ASGIApp]:
         observe_batch=stage,
     )
     access = Access(core.database, core.clock)
+    inbox = Inbox(core.database, core.meter, core.clock, core.bell)
+    live = Live(inbox, core.clock, core.metrics, draining=core.draining)
+    guard = Guard(settings.private_targets)
+    transport = AiohttpTransport(guard)
+    receiver = Receiver(core.database, core.meter, core.clock)
+    surroundings = Surroundings(http=transport, guard=guard, clock=core.clock, timeout=settings.provider_timeout)
+    count_receipts = core.metrics.receipts.labels
     deps = Deps(
         database=core.database,
         clock=core.clock,
@@ -194,6 +213,20 @@ async def open_api(core: Core) -> AsyncIterator[ASGIApp]:
         metrics=core.metrics,
         vault=core.vault,
         catalog=core.catalog,
+        tokens=Tokens(core.database, core.vault, core.clock),
+        inbox=inbox,
+        live=live,
+        receiver=receiver,
+        callbacks=Callbacks(
+            core.database,
+            core.vault,
+            receiver,
+            surroundings,
+            core.clock,
+            observe=lambda provider, outcome, n: count_receipts(provider, outcome).inc(n),
+        ),
+        signer=Signer(core.vault),
+        public_url=settings.public_url,
         intervener=Intervener(core.database, core.meter, core.clock, core.wakes),
         ready=_Readiness(core),
         retention=settings.retention,
@@ -202,7 +235,10 @@ async def open_api(core: Core) -> AsyncIterator[ASGIApp]:
     try:
         yield hot.Hot(create_web(deps), acceptor, access, core.metrics, core.clock)
     finally:
+        await live.stop()
         await acceptor.drain()
+        await receiver.drain()
+        await transport.close()
 
 
 # ---------------------------------------------------------------- the worker
@@ -228,20 +264,26 @@ async def open_worker(
         policies=policies,
         observe_settled=road.count_settled,
         observe_attempt=road.count_attempt,
+        bell=core.bell,
     )
     transport = AiohttpTransport(guard)
+    surroundings = Surroundings(http=transport, guard=guard, clock=core.clock, timeout=settings.provider_timeout)
+    receiver = Receiver(core.database, core.meter, core.clock)
     sender = Sender(
         core.database,
         core.catalog,
         settler,
-        Surroundings(http=transport, guard=guard, clock=core.clock, timeout=settings.provider_timeout),
+        surroundings,
         core.clock,
         timeout=settings.provider_timeout,
+        tracker=Tracker(core.vault, settings.public_url),
+        handle_receipts=lambda account, receipts: record_receipts(receiver, account, receipts),
     )
-    lanes = [
-        SendLane(
-            int(channel),
-            sender,
+
+    def open_lane(lane: int, handler: SendHandler[Any, Any]) -> SendLane[Any, Any]:
+        return SendLane(
+            lane,
+            handler,
             core.database,
             core.clock,
             core.wakes,
@@ -249,9 +291,10 @@ async def open_worker(
             lease=settings.lease,
             observe_batch=observe,
         )
-        for channel in CHANNELS_OF_THIS_VERSION
-        if channels is None or channel in channels
-    ]
+
+    lanes = [open_lane(int(c), sender) for c in CHANNELS_OF_THIS_VERSION if channels is None or c in channels]
+    if plan:  # hooks are of no channel either, and every installation has a worker that plans
+        lanes.append(open_lane(LANE_HOOKS, HookSender(core.database, core.catalog, surroundings, core.clock)))
     planner = Planner(core.database, core.catalog, core.meter, core.clock)
     feed = FeedLanes(
         planner, core.database, core.clock, core.wakes, ahead=settings.planned_ahead, observe_batch=observe
@@ -276,6 +319,7 @@ async def open_worker(
         yield worker
     finally:
         await sender.close()
+        await receiver.drain()
         await transport.close()
 
 
@@ -284,6 +328,10 @@ async def _keep_partitions(core: Core) -> None:
         await ensure_partitions(conn, core.clock.now())
         await drop_partitions(conn, core.clock.now() - core.settings.retention)
     await forget_letters(core.database, core.clock.now() - core.settings.retention)
+    await forget_messages(core.database, core.clock.now())
+    await forget_failing(core.database, core.clock.now())
+    await forget_early(core.database, core.clock.now(), core.settings.retention)
+    await forget_blobs(core.database, core.clock.now() - core.settings.retention)
 
 
 async def _tell_lag(core: Core) -> None:
@@ -292,10 +340,10 @@ async def _tell_lag(core: Core) -> None:
     depths: Counter[str] = Counter()
     oldest: dict[str, float] = {}
     for lane, depth, seconds in lags:
-        name = Channel(lane).name if lane < FEEDER else "plan"
+        name = name_lane(lane)
         depths[name] += depth
         oldest[name] = max(seconds, oldest.get(name, 0.0))
-    for name in ("plan", *(channel.name for channel in CHANNELS_OF_THIS_VERSION)):
+    for name in ("plan", name_lane(LANE_HOOKS), *(channel.name for channel in CHANNELS_OF_THIS_VERSION)):
         core.metrics.jobs_waiting.labels(name).set(depths[name])
         core.metrics.job_lag_seconds.labels(name).set(oldest.get(name, 0.0))
 
@@ -326,84 +374,6 @@ class _RoadMetrics:
 
 
 # ---------------------------------------------------------------- processes
-
-
-class _Protocol(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1, with a bound on what is kept of a request before the application sees it: the parser gathers
-    head and trailers of any length, from anybody."""
-
-    _gathered = 0
-    """Octets since the last that were passed on."""
-
-    def data_received(self, data: bytes) -> None:
-        self._gathered += len(data)
-        before = self._gathered
-        super().data_received(data)
-        # Looked at after parsing: the octets that end a head may bring a body of any length with them.
-        if before == self._gathered > HEAD_MAX and not self.transport.is_closing():
-            self.send_400_response(f"The head of a request has at most {HEAD_MAX} octets.")
-
-    def on_headers_complete(self) -> None:
-        self._gathered = 0
-        super().on_headers_complete()
-
-    def on_body(self, body: bytes) -> None:
-        self._gathered = 0
-        super().on_body(body)
-
-    def on_message_complete(self) -> None:
-        self._gathered = 0
-        super().on_message_complete()
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its own signal handling: this module decides when it stops."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Any:
-        yield
-
-
-@contextlib.asynccontextmanager
-async def serve(app: ASGIApp, host: str, port: int, grace: timedelta) -> AsyncIterator[str]:
-    """Serve an ASGI application; gives its URL."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # The protocol by name: asyncio switches off Nagle only where it is said, and each answer would wait 40 ms without.
-    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((host, port))
-    except OSError as error:
-        listening.close()
-        raise SettingsError(f"cannot listen on {host}:{port}: {error.strerror}") from None
-    config = uvicorn.Config(
-        app,
-        http=_Protocol,
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        date_header=False,
-        proxy_headers=False,
-        backlog=2048,
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=max(1, int(grace.total_seconds() * 0.8)),
-    )
-    server = _Server(config)
-    task = asyncio.create_task(server.serve(sockets=[listening]))
-    try:
-        while not server.started:
-            await asyncio.sleep(0.01)
-            if task.done():
-                task.result()
-                raise SettingsError(f"the HTTP server on {host}:{port} did not start")
-        shown = f"[{host}]" if ":" in host else host
-        yield f"http://{shown}:{listening.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        await task
-        listening.close()
 
 
 @contextlib.contextmanager
@@ -450,7 +420,7 @@ async def run_api(settings: Settings) -> None:
         async with (
             open_core(settings, _dsn(settings), name="api", pool=settings.api_pool) as core,
             open_api(core) as api,
-            serve(api, settings.host, settings.port, settings.grace) as url,
+            serve(api, settings.host, settings.port, settings.grace, draining=core.draining) as url,
         ):
             _calm_collector()
             log.info("api.listening", url=url)
@@ -478,7 +448,7 @@ async def run_worker(settings: Settings, *, channels: Collection[str] | None = N
                 )
                 log.info("worker.listening", url=url)
             _calm_collector()
-            log.info("worker.running", channels=[Channel(lane.lane).name for lane in worker.lanes], plan=plan)
+            log.info("worker.running", lanes=[name_lane(lane.lane) for lane in worker.lanes], plan=plan)
             await worker.run(stop)
 
 
@@ -509,7 +479,8 @@ async def run_up(settings: Settings, *, demo: bool = True, ready: Callable[[UpIn
             # Leaves first: the API closes before the worker drains.
             stack.push_async_callback(_finish, working, stop)
             api = await stack.enter_async_context(open_api(core))
-            url = await stack.enter_async_context(serve(api, settings.host, settings.port, settings.grace))
+            serving = serve(api, settings.host, settings.port, settings.grace, draining=core.draining)
+            url = await stack.enter_async_context(serving)
             info = UpInfo(api_url=url, docs_url=f"{url}/docs", database=where)
             if demo:
                 catcher = await stack.enter_async_context(

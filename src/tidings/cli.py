@@ -266,10 +266,12 @@ def reseal(*, json: Json = False) -> int:
     from tidings.db.pool import Database
     from tidings.directory.accounts import reseal_accounts
     from tidings.directory.credentials import Vault
+    from tidings.directory.hooks import reseal_hooks
 
     async def work() -> int:
         async with await Database.connect(dsn, application_name="tidings-reseal") as database:
-            return await reseal_accounts(database, Vault(settings.secret_keys))
+            vault = Vault(settings.secret_keys)
+            return await reseal_accounts(database, vault) + await reseal_hooks(database, vault)
 
     with _spinner("Sealing", quiet=json):
         done = _run(work())
@@ -499,6 +501,45 @@ def _list_dead_letters(client: Client, channel: ChannelOption | None, reason: st
 
 
 @app.command(group=_CARE)
+def providers(*, services: bool = False, json: Json = False) -> int:
+    """List the providers that accounts can be made of.
+
+    Parameters
+    ----------
+    services
+        List the services that the provider `apprise` reaches, with what their URLs begin with.
+    json
+        Print JSON.
+    """
+    if services:
+        from tidings.providers.apprise import list_reachable
+
+        found = list_reachable()
+        rows: list[dict[str, Any]] = [{"service": name, "schemes": list(schemes)} for name, schemes in found.items()]
+        lines = [f"{name:<32}{'  '.join(f'{scheme}://' for scheme in schemes)}" for name, schemes in found.items()]
+    else:
+        from tidings.providers.registry import PROVIDERS
+
+        specs = [PROVIDERS[name].spec for name in PROVIDERS]
+        rows = [
+            {
+                "provider": spec.name,
+                "channels": [channel.name for channel in sorted(spec.channels)],
+                "capabilities": sorted(spec.capabilities),
+                "receipts": spec.receipts,
+                "docs": spec.docs,
+            }
+            for spec in specs
+        ]
+        lines = [f"{spec.name:<16}{', '.join(c.name for c in sorted(spec.channels)):<32}{spec.docs}" for spec in specs]
+    if json:
+        _print_json(rows)
+    else:
+        print("\n".join(lines))
+    return Exit.ok
+
+
+@app.command(group=_CARE)
 def doctor(*, url: Url = None, json: Json = False) -> int:
     """Look at settings, database, API, key and provider accounts, and say what to do.
 
@@ -524,6 +565,89 @@ def doctor(*, url: Url = None, json: Json = False) -> int:
             if finding.advice:
                 print(f"      → {finding.advice}")
     return Exit.failed if any(finding.state == "fail" for finding in findings) else Exit.ok
+
+
+@app.command(group=_CARE)
+def bounces(
+    *sources: str,
+    listen: str | None = None,
+    url: Annotated[str | None, Parameter(name="--url", env_var="TIDINGS_BOUNCES_URL", show_env_var=True)] = None,
+    json: Json = False,
+) -> int:
+    """Hand mails that came back to the API: from files, from standard input, or as they arrive by SMTP.
+
+    In an alias of a mail server, let it try again when the API is away: |"tidings bounces || exit 75"
+
+    Parameters
+    ----------
+    sources
+        Files in mbox format or of one mail each, Maildir folders (their new mails, which become seen). Without any: one
+        mail on standard input.
+    listen
+        Take mails by SMTP at this host:port, for the return paths of the account only, until Ctrl-C.
+    url
+        The callback URL of the SMTP account. It is a secret: better in the environment than on a command line.
+    json
+        Print JSON, one line a mail.
+    """
+    if url is None:
+        raise CliError(Exit.configuration, "Set TIDINGS_BOUNCES_URL to the callback URL of the SMTP account.")
+    if sources and listen is not None:
+        raise CliError(Exit.usage, "Say where the mails are, or --listen; not both.")
+    if not sources and listen is None and sys.stdin.isatty():
+        raise CliError(Exit.usage, "Say where the mails are, give one on standard input, or --listen.")
+    from tidings import bounces as room
+
+    def report(handed: room.Handed) -> None:
+        if json:
+            _print_json(handed.to_dict())
+        else:
+            print(f"{handed.mail}: {handed.detail}", flush=True)
+
+    async def bring(url: str) -> set[str]:
+        states: set[str] = set()
+        async with room.Courier(url) as courier:
+            for source in sources or (None,):
+                try:
+                    for mail in room.list_mails(source):
+                        handed = await courier.hand_over(mail.name, mail.content)
+                        report(handed)
+                        states.add(handed.state)
+                        if handed.state in ("reported", "nothing"):
+                            mail.done()
+                except BrokenPipeError:
+                    raise
+                except OSError as error:
+                    raise CliError(Exit.usage, f"{source} cannot be read: {error.strerror or error}") from None
+        return states
+
+    try:
+        room.check_url(url)
+    except ValueError as error:
+        raise CliError(Exit.configuration, str(error)) from None
+    if listen is not None:
+        host, port = _parse_place(listen)
+        _run(room.listen(url, host, port, report, lambda port: _say_listening(host, port, as_json=json)))
+        return Exit.ok
+    states = _run(bring(url))
+    if "refused" in states:
+        return Exit.refused
+    return Exit.unreachable if "unreachable" in states else Exit.ok
+
+
+def _parse_place(text: str) -> tuple[str, int]:
+    """`host:port`; an IPv6 host in brackets."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
+        raise CliError(Exit.usage, f"{text!r} is not host:port, such as 127.0.0.1:2526")
+    return host.strip("[]"), int(port)
+
+
+def _say_listening(host: str, port: int, *, as_json: bool) -> None:
+    if as_json:
+        _print_json({"listening": f"{host}:{port}"})
+    else:
+        print(f"Listening at {host}:{port}", flush=True)
 
 
 @app.command(group=_CARE)

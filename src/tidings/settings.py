@@ -19,7 +19,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from tidings.errors import SettingsError
 
 PREFIX: Final = "TIDINGS_"
-NOT_SETTINGS: Final = ("TIDINGS_TEST_", "TIDINGS_SIM_", "TIDINGS_CONTRACTS", "TIDINGS_API_KEY", "TIDINGS_URL")
+_OF_TESTS: Final = ("TIDINGS_TEST_", "TIDINGS_SIM_", "TIDINGS_CONTRACTS")
+_OF_CLIENTS: Final = ("TIDINGS_API_KEY", "TIDINGS_URL", "TIDINGS_BOUNCES_URL")
+NOT_SETTINGS: Final = (*_OF_TESTS, *_OF_CLIENTS)
 """Names that belong to the test suite and to the client."""
 
 

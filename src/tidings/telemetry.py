@@ -167,10 +167,17 @@ class Metrics:
             buckets=_LATENCY,
             registry=registry,
         )
+        self.receipts = Counter(
+            "tidings_receipts",
+            "Facts that vendors reported: recorded, repeated, refused (callbacks), malformed (callbacks)",
+            ["provider", "outcome"],
+            registry=registry,
+        )
         self.jobs_waiting = Gauge("tidings_jobs_waiting", "Due jobs that nobody works on", ["lane"], registry=registry)
         self.job_lag_seconds = Gauge(
             "tidings_job_lag_seconds", "Age of the oldest due job that nobody works on", ["lane"], registry=registry
         )
+        self.inbox_streams = Gauge("tidings_inbox_streams", "Live streams of inboxes that are open", registry=registry)
         self.flush_rows = Histogram(
             "tidings_flush_rows", "Rows in one group commit", ["stage"], buckets=_ROWS, registry=registry
         )

@@ -23,11 +23,12 @@ WRITERS = {
     "flow": """
         notification run delivery event provider_ref dead_letter suppression inbox_counter inbox_item
         dimension rollup_delta rollup idempotency
+        hook_message webhook_health early_receipt inbound_message
         address""",  # settling drops one that the provider calls gone
     "directory": """
         project api_key app_user address category template template_version type type_version account audit
-        account_state
-        inbox_item""",  # an account's state is born with it; deleting a user empties their inbox
+        account_state blob hook suppression
+        inbox_item inbox_counter""",  # an account's state is born with it; deleting a user empties their inbox; some suppress by hand
     "web": "idempotency",  # the hot routes claim keys in their group commit, all others one by one
 }
 """The tables that each room may write. A table that nobody may write belongs to nobody: give it to one room."""

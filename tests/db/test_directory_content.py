@@ -102,10 +102,12 @@ async def test_every_project_begins_with_simulators_and_an_inbox(database: Datab
         "simulator-sms": ("sms", "simulator", True),
         "simulator-in_app": ("in_app", "simulator", True),
         "simulator-webhook": ("webhook", "simulator", True),
+        "simulator-push": ("push", "simulator", True),
+        "simulator-chat": ("chat", "simulator", True),
         "inbox": ("in_app", "inbox", False),
     }
     states = "SELECT count(*) FROM account_state WHERE project_id = $1"
-    assert await database.fetchval(states, actor.project_id) == 5
+    assert await database.fetchval(states, actor.project_id) == len(found)
 
 
 async def test_secrets_are_sealed_and_never_shown(database: Database, actor: Actor) -> None:
@@ -163,7 +165,7 @@ async def test_the_placeholder_sends_no_secret_elsewhere(
     ("plan", "pointer"),
     [
         (AccountPlan(channel="pigeon", provider="smtp"), "/channel"),
-        (AccountPlan(channel="push", provider="smtp"), "/channel"),
+        (AccountPlan(channel="push", provider="smtp"), "/provider"),
         (AccountPlan(channel="sms", provider="smtp"), "/provider"),
         (AccountPlan(channel="email", provider="nobody"), "/provider"),
         (AccountPlan(channel="email", provider="smtp", config={**SMTP.config, "x": 1}), "/config/x"),

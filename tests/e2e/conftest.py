@@ -5,6 +5,7 @@ Routers of every noun are tested through `api`: `tenant = await api.new_project(
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import itertools
 from collections.abc import AsyncIterator
@@ -23,15 +24,24 @@ from tidings.directory.audit import Actor
 from tidings.directory.catalog import Catalog
 from tidings.directory.credentials import Vault
 from tidings.directory.projects import create_project
+from tidings.directory.tokens import Tokens
 from tidings.engine.wakes import Wakes
 from tidings.flow.accept import Acceptor
+from tidings.flow.callbacks import Callbacks
+from tidings.flow.inbox import Bell, Inbox
 from tidings.flow.intervene import Intervener
 from tidings.flow.measure import Meter
+from tidings.flow.receipts import Receiver
+from tidings.flow.tracking import Signer
 from tidings.model.words import Scope
+from tidings.providers.guard import Guard
+from tidings.providers.http import AiohttpTransport
+from tidings.providers.port import Surroundings
 from tidings.telemetry import Metrics
 from tidings.web.app import create_web
 from tidings.web.deps import Deps
 from tidings.web.hot import Hot
+from tidings.web.inbox.live import Live
 
 VAULT_KEY = base64.b64encode(bytes(range(32))).decode()
 
@@ -90,6 +100,8 @@ class Api:
     clock: MovableClock
     client: httpx.AsyncClient
     not_ready: dict[str, str | None]
+    front: Hot
+    draining: asyncio.Event
     _numbers: Any = field(default_factory=itertools.count)
 
     async def new_project(self, key: str | None = None) -> Tenant:
@@ -119,21 +131,34 @@ async def api(database: Database) -> AsyncIterator[Api]:
         return not_ready
 
     vault = Vault((VAULT_KEY,))
+    metrics, draining = Metrics(), asyncio.Event()
+    inbox = Inbox(database, Meter(database, clock), clock, Bell())
+    live = Live(inbox, clock, metrics, draining=draining)
+    guard = Guard([])
+    surroundings = Surroundings(http=AiohttpTransport(guard), guard=guard, clock=clock)
+    receiver = Receiver(database, Meter(database, clock), clock)
     deps = Deps(
         database=database,
         clock=clock,
         access=Access(database, clock),
-        metrics=Metrics(),
+        metrics=metrics,
         vault=vault,
         catalog=Catalog(database, clock, vault=vault),
+        tokens=Tokens(database, vault, clock),
+        inbox=inbox,
+        live=live,
         intervener=Intervener(database, Meter(database, clock), clock, Wakes()),
+        receiver=receiver,
+        callbacks=Callbacks(database, vault, receiver, surroundings, clock),
+        signer=Signer(vault),
         ready=ready,
     )
     app = create_web(deps)
     acceptor = Acceptor(database, deps.catalog, Meter(database, clock), clock, Wakes())
     front = Hot(app, acceptor, deps.access, deps.metrics, clock)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(front), base_url="http://api") as client:
-        yield Api(app, deps, clock, client, not_ready)
+        yield Api(app, deps, clock, client, not_ready, front, draining)
+    await live.stop()
 
 
 @pytest.fixture

@@ -21,7 +21,10 @@ JSON = {"content-type": "application/json"}
     [
         ({"locales": "de"}, "/locales", "unknown field `locales`; did you mean `locale`?"),
         ({"addresses": {"mail": "a@b.example"}}, "/addresses/mail", "did you mean `email`?"),
-        ({"addresses": {"push": "token"}}, "/addresses/push", "known here: email, phone, sms, webhook"),
+        ({"addresses": {"pigeon": "Otto"}}, "/addresses/pigeon", "known here: chat, email, phone, push, sms, webhook"),
+        ({"addresses": {"push": "token"}}, "/addresses/push/0", "fcm:<token>"),
+        ({"addresses": {"push": ["fcm:abc", {"endpoint": "x"}]}}, "/addresses/push/1", "subscription"),
+        ({"addresses": {"chat": "https://example.com/services/x"}}, "/addresses/chat/0", "Slack or Discord"),
         ({"zzz/~": 1}, "/zzz~1~0", "unknown field"),
         ({"locale": 7}, "/locale", "must be text"),
         ({"attributes": []}, "/attributes", "must be an object"),

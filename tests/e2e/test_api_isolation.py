@@ -29,6 +29,7 @@ async def _ids_of(owner: Any) -> dict[str, str]:
     await owner.put(f"/api/v1/types/{SECRET}", {"category": SECRET, "template": SECRET})
     account = {"channel": "email", "provider": "smtp", "config": {"host": "a.example", "from_address": "a@a.example"}}
     await owner.put(f"/api/v1/accounts/{SECRET}", account)
+    await owner.request("POST", "/api/v1/blobs", content=SECRET.encode())
     clock, database = owner.api.clock, owner.api.deps.database
     notification = new_id(clock.now(), clock.random)
     delivery = child_id(notification, clock.random)
@@ -61,12 +62,13 @@ async def _ids_of(owner: Any) -> dict[str, str]:
         "notification_id": to_public(NOTIFICATION, notification),
         "delivery_id": to_public(DELIVERY, delivery),
         "version": "1",
+        "mark": "read",
     }
 
 
 async def _snapshot(api: Any, project_id: int) -> dict[str, list[Any]]:
     tables = ("app_user", "address", "category", "api_key", "template", "template_version", "type", "account", "audit")
-    tables += ("notification", "delivery", "event", "dead_letter", "job")
+    tables += ("notification", "delivery", "event", "dead_letter", "job", "blob")
     return {
         table: await api.deps.database.fetch(f"SELECT * FROM {table} WHERE project_id = $1 ORDER BY 1, 2", project_id)
         for table in tables

@@ -56,6 +56,7 @@ async def test_a_request_is_stored_before_it_is_answered(shop: Any, path: str) -
     assert [moment["event"] for moment in seen.json()["timeline"]] == ["requested"]
 
 
+FILE = {"filename": "a.txt", "content_type": "text/plain"}
 BAD: list[tuple[str, dict[str, Any], str]] = [
     ("unknown field", {**GOOD, "prioritty": "high"}, "/prioritty"),
     ("unknown field below", {**GOOD, "to": {"usr": "ada"}}, "/to/usr"),
@@ -73,7 +74,16 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("invalid locale", {**GOOD, "locale": "not-a-locale-at-all"}, "/locale"),
     ("unknown priority", {**GOOD, "priority": "urgent"}, "/priority"),
     ("unknown channel", {**GOOD, "channels": ["pigeon"]}, "/channels/0"),
-    ("unsupported channel", {**GOOD, "channels": ["push"]}, "/channels/0"),
+    ("a channel that the type does not use", {**GOOD, "channels": ["push"]}, "/channels"),
+    ("invalid device", {**GOOD, "to": {"push": "token"}}, "/to/push"),
+    ("invalid room", {**GOOD, "to": {"chat": "https://example.com/"}}, "/to/chat"),
+    ("unknown option", {**GOOD, "options": {"email": {"ccs": []}}}, "/options/email/ccs"),
+    ("wrong type of an option", {**GOOD, "options": {"email": {"cc": "a@example.com"}}}, "/options/email/cc"),
+    ("a header of ours", {**GOOD, "options": {"email": {"headers": {"From": "x"}}}}, "/options/email/headers/From"),
+    ("base64 that is none", {**GOOD, "attachments": [{**FILE, "content": "?"}]}, "/attachments/0/content"),
+    ("unknown blob", {**GOOD, "attachments": [{**FILE, "blob": "sha256:" + "0" * 64}]}, "/attachments/0/blob"),
+    ("unknown field of a file", {**GOOD, "attachments": [{**FILE, "name": "x"}]}, "/attachments/0/name"),
+    ("NUL in an option", {**GOOD, "options": {"email": {"tags": ["a\u0000"]}}}, "/options/email/tags/0"),
     ("no channel left", {**GOOD, "channels": ["sms"]}, "/channels"),
     ("send_at in the past", {**GOOD, "send_at": _later(hours=-1)}, "/send_at"),
     ("send_at ten years ahead", {**GOOD, "send_at": _later(days=3650)}, "/send_at"),

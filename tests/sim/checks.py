@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import msgspec
-from world import LEASE, World
+from world import LEASE, RECEIPT_REASONS, World
 
 from tidings import ids
 from tidings.flow.intervene import Cancelled
+from tidings.flow.receipts import ENGAGEMENT_OF
 from tidings.model.transitions import decide_transition
 from tidings.model.words import EFFECTS, Channel, Effect, EventKind, Reason, Status
 
@@ -104,13 +105,14 @@ def _legal(facts: Facts) -> Iterator[str]:
             if now[h["id"]] != (before, h["before_reason"]):
                 yield f"delivery {h['id']}: history has a hole"
             reason = Reason(h["before_reason"]) if h["before_reason"] else None
-            again = before == Status.queued and after is Status.queued
-            if not again and decide_transition(Status(before), reason, after) is not after:
+            # Queued again: for another attempt. Otherwise only its engagement changed.
+            same = before == after and (after is Status.queued or h["before_reason"] == h["reason"])
+            if not same and decide_transition(Status(before), reason, after) is not after:
                 yield f"delivery {h['id']}: {Status(before).name} ({reason}) -> {after.name}"
         now[h["id"]] = (h["after"], h["reason"])
     for d in facts.deliveries.values():
         events = [e for e in facts.events[d["id"]] if e["kind"] != EventKind.late]
-        kinds = Counter(e["kind"] for e in events)
+        kinds = Counter(e["kind"] for e in events if not is_receipt(e))
         if d["status"] not in (Status.skipped, Status.expired) and not events:
             yield f"delivery {d['id']} is {Status(d['status']).name} without an event"
         if kinds[EventKind.sent] + kinds[EventKind.delivered] > 1:
@@ -180,18 +182,31 @@ def _counted(facts: Facts) -> Iterator[str]:
     for d in facts.deliveries.values():
         planned = next(h for h in facts.tables["history"] if h["id"] == d["id"] and h["before"] is None)
         recount[d["project_id"], EventKind(planned["after"]) if planned["after"] else EventKind.queued] += 1
-        if d["status"] in (Status.sent, Status.delivered):
-            recount[d["project_id"], EventKind.sent] += 1
-        if d["status"] == Status.delivered:
-            recount[d["project_id"], EventKind.delivered] += 1
         for e in facts.events[d["id"]]:
             if e["kind"] not in (EventKind.sent, EventKind.delivered, EventKind.late, EventKind.replayed):
-                recount[d["project_id"], e["kind"]] += 1
+                recount[d["project_id"], e["kind"]] += not is_receipt(e)
+        for bits, machine in ((d["engagement"], False), (d["machine_engagement"], True)):
+            for kind, bit in ENGAGEMENT_OF.items():
+                if bits & bit:
+                    recount[d["project_id"], EventKind.machine_opened if machine else kind] += 1
+    success = (Status.sent, Status.delivered)
+    for h in facts.tables["history"]:
+        project = facts.deliveries[h["id"]]["project_id"]
+        if h["before"] is None or h["before"] == h["after"]:
+            continue
+        recount[project, EventKind.sent] += h["after"] in success and h["before"] not in success
+        recount[project, EventKind.delivered] += h["after"] == Status.delivered
+        recount[project, EventKind.failed] += h["after"] == Status.failed and h["reason"] in RECEIPT_REASONS
     rolled = {(r["project_id"], r["kind"]): r["n"] for r in facts.tables["rolled"]}
     for place in sorted({*recount, *rolled}):
         if recount[place] != rolled.get(place, 0):
             kind = EventKind(place[1]).name
             yield f"roll-up of {kind} in {place[0]}: {rolled.get(place, 0)}, counted {recount[place]}"
+
+
+def is_receipt(event: Any) -> bool:
+    """Whether somebody reported it afterwards."""
+    return event["detail"] is not None and '"receipt"' in event["detail"]
 
 
 def _effects(facts: Facts) -> Iterator[str]:

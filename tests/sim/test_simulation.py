@@ -17,7 +17,19 @@ import pytest
 import structlog
 from checks import find_faults, load_facts
 from virtual import VirtualLoop, admin_connection
-from world import HISTORY, LEASE, OWNER, Api, People, Process, WorkerProcess, World, midnight_is_near, settle_in
+from world import (
+    HISTORY,
+    LEASE,
+    OWNER,
+    Api,
+    People,
+    Postman,
+    Process,
+    WorkerProcess,
+    World,
+    midnight_is_near,
+    settle_in,
+)
 
 from tidings.db.pool import Database
 
@@ -89,6 +101,8 @@ async def run(world: World) -> list[str]:
     workers = [await start(WorkerProcess) for _ in range(rng.choice((1, 2, 2, 3)))]
     people = People(world, apis)  # type: ignore[arg-type]  # they are Api processes
     lives = [asyncio.create_task(people.live(CHAOS_ENDS)) for _ in range(2)]
+    postman = Postman(world, apis)  # type: ignore[arg-type]  # the same
+    post = asyncio.create_task(postman.live())
     broken: list[str] = []
     try:
         while loop.time() < REST_BY:
@@ -107,10 +121,13 @@ async def run(world: World) -> list[str]:
                     if process.dead:
                         group[i] = await start(type(process))
             left = (await loop.ask("SELECT count(*) FROM job"))[0][0]
-            if not left and loop.time() > CHAOS_ENDS and all(life.done() for life in lives):
+            if not left and loop.time() > CHAOS_ENDS and all(life.done() for life in lives) and postman.idle:
                 break
         else:
             broken.append(f"not at rest after {REST_BY} s")
+        if post.done():
+            post.result()
+        post.cancel()
         for life in lives:
             if life.done():
                 life.result()

@@ -15,7 +15,7 @@ import random
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 from uuid import UUID
 
 import asyncpg
@@ -42,18 +42,21 @@ from tidings.flow.accept import Accepted, Acceptor
 from tidings.flow.intervene import Cancelled, Intervener
 from tidings.flow.measure import Meter, fold
 from tidings.flow.plan import Planner
+from tidings.flow.receipts import Fact, Receiver
 from tidings.flow.request import Request
 from tidings.flow.send import Sender
 from tidings.flow.settle import Policy, Settler
 from tidings.model.messages import Deferred, Message, Rejected, SendResult, Sent, Throttled, Uncertain
-from tidings.model.words import CHANNELS_OF_THIS_VERSION, Channel, Reason, Scope
+from tidings.model.words import CHANNELS_OF_THIS_VERSION, Channel, EventKind, Reason, Scope
 from tidings.providers import registry
 from tidings.providers.guard import Guard
 from tidings.providers.http import AiohttpTransport
-from tidings.providers.port import Config, Provider, ProviderSpec, Surroundings
+from tidings.providers.port import Config, Provider, ProviderSpec, ReceiptAuth, Report, Surroundings
 
 LEASE = timedelta(seconds=8)
 TIMEOUT = timedelta(seconds=2)
+RECEIPT_REASONS = (Reason.invalid_address, Reason.too_large)
+"""What vendors report later, and never answer at once: so the checks can tell the two apart."""
 POLICY = Policy(5, 2, timedelta(seconds=0.5), timedelta(seconds=4))
 LANES = (Channel.email, Channel.in_app, Channel.webhook)
 VAULT_KEY = base64.b64encode(bytes(32)).decode()
@@ -89,6 +92,20 @@ class Asked:
 
 
 @dataclass
+class Told:
+    """What a vendor is going to report about a message that it took."""
+
+    at: float
+    key: str
+    provider_id: str | None
+    """Set: the report names the vendor's id only."""
+    kind: EventKind
+    reason: Reason | None
+    machine: bool
+    times: int
+
+
+@dataclass
 class World:
     """What the processes share, and what the checks look at afterwards."""
 
@@ -102,6 +119,7 @@ class World:
     asked: list[Asked] = field(default_factory=list)
     cancels: list[tuple[str, Cancelled, float]] = field(default_factory=list)
     """Notification, answer, and when it was given."""
+    reports: list[Told] = field(default_factory=list)
     replayed: int = 0
     projects: list[int] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
@@ -262,6 +280,7 @@ class Api(Process):
             self.database, catalog, meter, self.clock, wakes, window=0.002, checkpoint=self.checkpoint
         )
         self.intervener = Intervener(self.database, meter, self.clock, wakes)
+        self.receiver = Receiver(self.database, meter, self.clock)
 
     async def call(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Run in the process on a caller's behalf.
@@ -357,7 +376,27 @@ class Scripted:
             confirms_delivery=confirms,
             timeout=TIMEOUT,
             docs="",
+            receipts=None if confirms else ReceiptAuth.signature,
         )
+
+    def _report(self, key: str, provider_id: str) -> None:
+        """Sooner or later, often or never, in any order: as vendors do."""
+        rng = self._rng
+        if self.spec.receipts is None or rng.random() < 0.4:
+            return
+        kinds = [EventKind.delivered] if rng.random() < 0.9 else [EventKind.failed]
+        kinds += [kind for kind, p in ((EventKind.opened, 0.3), (EventKind.complained, 0.02)) if rng.random() < p]
+        for kind in kinds:
+            told = Told(
+                self._world.loop.time() + rng.choice((0.0, 0.1, 3.0, 8.0)) * rng.random(),
+                key,
+                provider_id if rng.random() < 0.7 else None,
+                kind,
+                rng.choice(RECEIPT_REASONS) if kind is EventKind.failed else None,
+                machine=kind is EventKind.opened and rng.random() < 0.5,
+                times=rng.choice((1, 1, 2, 3)),
+            )
+            self._world.reports.append(told)
 
     async def send(self, message: Message, key: str) -> SendResult:
         loop, rng = self._world.loop, self._rng
@@ -368,7 +407,9 @@ class Scripted:
             await asyncio.sleep(self._process.frozen_until - loop.time())
         if rng.random() > 0.2 + 0.3 * self._world.chaos:
             call.took = True
-            return Sent(provider_id=f"{key}/{len(self._world.calls)}")
+            provider_id = f"{key}/{len(self._world.calls)}"
+            self._report(key, provider_id)
+            return Sent(provider_id)
         match rng.randrange(10):
             case 0:
                 return Rejected(Reason.bounced, "no such mailbox")
@@ -507,6 +548,62 @@ class People:
             self._world.replayed += await api.call(
                 api.intervener.replay(caller, delivery_ids=None, limit=self._rng.choice((1, None)))
             )
+
+
+class Postman:
+    """Carries the vendors' reports; repeats what was not answered, and now and then what was."""
+
+    def __init__(self, world: World, apis: list[Api]) -> None:
+        self._world = world
+        self._apis = apis
+        self._rng = world.rng("postman")
+        self._carried = 0
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is left to report."""
+        return self._carried == len(self._world.reports)
+
+    async def live(self) -> None:
+        """Carry each report when its time has come."""
+        while True:
+            await asyncio.sleep(self._rng.uniform(0.05, 0.3))
+            due = [told for told in self._world.reports if told.at <= self._world.loop.time() and told.times]
+            for told in due:
+                told.times -= 1
+                told.at += self._rng.choice((0.0, 2.0))
+                while not await self._carry(told):
+                    await asyncio.sleep(self._rng.uniform(0.2, 1.0))
+                self._carried += told.times == 0
+
+    async def _carry(self, told: Told) -> bool:
+        api = self._rng.choice(self._apis)
+        try:
+            await api.call(self._post(api, told))
+        except Exception:
+            return False
+        return True
+
+    async def _post(self, api: Api, told: Told) -> None:
+        row = await api.database.fetchrow(_WHOSE, ids.parse_public(ids.DELIVERY, told.key))
+        assert row is not None
+        if row["account_id"] is None:  # being tried again with an account that nobody has chosen yet
+            return
+        report = Report(
+            told.kind,
+            provider_id=told.provider_id,
+            key=None if told.provider_id else told.key,
+            reason=told.reason,
+            machine=told.machine,
+            detail={"vendor": "says so"},
+        )
+        await api.receiver.record([Fact(row["project_id"], row["account_id"], report)])
+
+
+_WHOSE: Final = """
+SELECT d.project_id, coalesce(d.account_id, j.account_id) AS account_id
+FROM delivery d LEFT JOIN job j ON j.id = d.id WHERE d.id = $1
+"""
 
 
 async def settle_in(world: World, database: Database) -> None:

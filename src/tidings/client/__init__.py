@@ -16,12 +16,14 @@ from tidings.client.answers import (
     Account,
     ApiKey,
     AuditEntry,
+    Blob,
     Cancelled,
     Category,
     CreatedKey,
     DeadLetter,
     Delivery,
     FieldError,
+    InboxAction,
     InboxItem,
     Notification,
     NotificationSummary,
@@ -35,6 +37,7 @@ from tidings.client.answers import (
     TemplateVersion,
     TimelineEntry,
     User,
+    UserToken,
 )
 from tidings.client.attempts import Retries
 from tidings.client.clients import AsyncClient, Client
@@ -55,15 +58,25 @@ from tidings.client.errors import (
     Unauthenticated,
     Unavailable,
 )
-from tidings.client.requests import ChannelName, GuaranteeName, NotificationRequest, PriorityName, ScopeName, To
+from tidings.client.requests import (
+    Attachment,
+    ChannelName,
+    GuaranteeName,
+    NotificationRequest,
+    PriorityName,
+    ScopeName,
+    To,
+)
 
 __all__ = [
     "Accepted",
     "Account",
     "ApiKey",
     "AsyncClient",
+    "Attachment",
     "AuditEntry",
     "BatchInterrupted",
+    "Blob",
     "Cancelled",
     "Category",
     "ChannelName",
@@ -77,6 +90,7 @@ __all__ = [
     "GuaranteeName",
     "IdempotencyBusy",
     "IdempotencyMismatch",
+    "InboxAction",
     "InboxItem",
     "Invalid",
     "NotFound",
@@ -105,4 +119,5 @@ __all__ = [
     "Unauthenticated",
     "Unavailable",
     "User",
+    "UserToken",
 ]

@@ -163,6 +163,13 @@ class Project(Answer, frozen=True, kw_only=True):
     created_at: datetime | None = None
 
 
+class Blob(Answer, frozen=True, kw_only=True):
+    """A stored file; its id goes into an attachment as `blob`."""
+
+    id: str
+    size: int = 0
+
+
 class User(Answer, frozen=True, kw_only=True):
     """Somebody to tell."""
 
@@ -176,17 +183,38 @@ class User(Answer, frozen=True, kw_only=True):
     updated_at: datetime | None = None
 
 
+class InboxAction(Answer, frozen=True, kw_only=True):
+    """A button on an inbox item."""
+
+    id: str
+    title: str
+    url: str | None = None
+
+
 class InboxItem(Answer, frozen=True, kw_only=True):
-    """One stored in-app notification; `seq` grows by one per user, newest first in lists."""
+    """One stored in-app notification; `seq` grows from item to item of a user, newest first in lists."""
 
     id: str
     seq: int
     title: str
     body: str = ""
     url: str | None = None
+    actions: tuple[InboxAction, ...] = ()
     notification: str | None = None
     category: str | None = None
+    changed_seq: int | None = None
     created_at: datetime | None = None
+    seen_at: datetime | None = None
+    read_at: datetime | None = None
+    clicked_at: datetime | None = None
+    archived_at: datetime | None = None
+
+
+class UserToken(Answer, frozen=True, kw_only=True):
+    """A token with which a user's browser or app reads and marks their own inbox."""
+
+    token: str
+    expires_at: datetime
 
 
 class Category(Answer, frozen=True, kw_only=True):

@@ -76,7 +76,7 @@ class _Connection:
         """The arguments of httpx's `request`."""
         headers = {}
         if call.body is not None:
-            headers["Content-Type"] = "application/json"
+            headers["Content-Type"] = call.content_type
         if call.idempotency_key is not None:
             headers["Idempotency-Key"] = call.idempotency_key
         if call.traceparent is not None:
@@ -236,6 +236,10 @@ class _Sync:
         self._client = client
 
 
+class _Blobs(_Sync):
+    create = Blocking(requests.create_blob)
+
+
 class _Users(_Sync):
     put = Blocking(requests.put_user)
     get = Blocking(requests.get_user)
@@ -243,6 +247,7 @@ class _Users(_Sync):
     delete = Blocking(requests.delete_user)
     put_addresses = Blocking(requests.put_addresses)
     inbox = BlockingPages(requests.list_inbox)
+    create_token = Blocking(requests.create_token)
 
 
 class _Categories(_Sync):
@@ -323,6 +328,7 @@ class Client(_Sync):
         self._at = _Connection(url, api_key, retries, rng, monotonic)
         self._sleep = sleep
         self._http = httpx.Client(headers=self._at.headers, trust_env=self._at.trust_env, transport=transport)
+        self.blobs = _Blobs(self)
         self.users = _Users(self)
         self.categories = _Categories(self)
         self.types = _Types(self)
@@ -414,6 +420,10 @@ class _Async:
         self._client = client
 
 
+class _AsyncBlobs(_Async):
+    create = Awaited(requests.create_blob)
+
+
 class _AsyncUsers(_Async):
     put = Awaited(requests.put_user)
     get = Awaited(requests.get_user)
@@ -421,6 +431,7 @@ class _AsyncUsers(_Async):
     delete = Awaited(requests.delete_user)
     put_addresses = Awaited(requests.put_addresses)
     inbox = AwaitedPages(requests.list_inbox)
+    create_token = Awaited(requests.create_token)
 
 
 class _AsyncCategories(_Async):
@@ -494,6 +505,7 @@ class AsyncClient(_Async):
         self._at = _Connection(url, api_key, retries, rng, monotonic)
         self._sleep = sleep
         self._http = httpx.AsyncClient(headers=self._at.headers, trust_env=self._at.trust_env, transport=transport)
+        self.blobs = _AsyncBlobs(self)
         self.users = _AsyncUsers(self)
         self.categories = _AsyncCategories(self)
         self.types = _AsyncTypes(self)

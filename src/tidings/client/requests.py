@@ -21,6 +21,7 @@ from tidings.client.answers import (
     ApiKey,
     AuditEntry,
     BatchAnswer,
+    Blob,
     Cancelled,
     Category,
     CreatedKey,
@@ -37,6 +38,7 @@ from tidings.client.answers import (
     Template,
     TemplateVersion,
     User,
+    UserToken,
 )
 
 ChannelName = Literal["email", "sms", "push", "in_app", "webhook", "chat"]
@@ -53,18 +55,30 @@ BATCH_BYTES: Final = 15_000_000
 
 
 class To(TypedDict, total=False):
-    """Whom to tell: exactly one of these. The last three are ad hoc, without a stored user."""
+    """Whom to tell: exactly one of these. All but the first are ad hoc, without a stored user."""
 
     user: str
     email: str
     phone: str
     webhook: str
+    push: str | Mapping[str, Any]
+    chat: str
+
+
+class Attachment(TypedDict, total=False):
+    """A file for the e-mails of a notification: its `content`, or the id of a `blob` that holds it."""
+
+    filename: str
+    content_type: str
+    content: bytes
+    blob: str
+    content_id: str
 
 
 class NotificationRequest(TypedDict, total=False):
     """One notification of a batch; the fields are the arguments of `send`."""
 
-    to: To | Mapping[str, str]
+    to: To | Mapping[str, Any]
     type: str
     data: Mapping[str, Any]
     priority: PriorityName
@@ -74,6 +88,8 @@ class NotificationRequest(TypedDict, total=False):
     locale: str
     metadata: Mapping[str, str]
     content: Mapping[str, Any]
+    options: Mapping[str, Mapping[str, Any]]
+    attachments: Sequence[Attachment | Mapping[str, Any]]
     guarantee: GuaranteeName
     idempotency_key: str
 
@@ -88,6 +104,7 @@ class Call(Generic[Result]):
     """What msgspec decodes the body into, a `Result`; None: there is no body."""
     query: Mapping[str, str] = field(default_factory=dict)
     body: bytes | None = field(default=None, repr=False)  # holds addresses and contents: not for logs
+    content_type: str = "application/json"
     idempotency_key: str | None = None
     traceparent: str | None = None
     also_good: frozenset[int] = frozenset()
@@ -170,7 +187,7 @@ def _delete(path: str) -> Call[None]:
 
 def send(
     *,
-    to: To | Mapping[str, str],
+    to: To | Mapping[str, Any],
     type: str | None = None,
     data: Mapping[str, Any] | None = None,
     priority: PriorityName | None = None,
@@ -180,6 +197,8 @@ def send(
     locale: str | None = None,
     metadata: Mapping[str, str] | None = None,
     content: Mapping[str, Any] | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    attachments: Sequence[Attachment | Mapping[str, Any]] | None = None,
     guarantee: GuaranteeName | None = None,
     idempotency_key: str | None = None,
     traceparent: str | None = None,
@@ -187,14 +206,16 @@ def send(
     """Tell somebody something. When this returns, the notification is stored and will not be lost.
 
     Args:
-        to: `{"user": id}`, or ad hoc `{"email": …}`, `{"phone": …}`, `{"webhook": url}`.
+        to: `{"user": id}`, or ad hoc `{"email": …}`, `{"phone": …}`, `{"webhook": url}`, `{"push": …}`, `{"chat": …}`.
         type: what is told; or `content` says it directly, without a type.
         data: the template's variables.
         channels: narrows the type's channels; it never beats the user's preferences.
         send_at: not before then; `expires_at`: not after. Aware datetimes, or RFC 3339 text.
         locale: beats the user's.
-        metadata: kept with the notification and shown again; never sent.
+        metadata: kept with the notification and shown again; vendors that carry such pairs get them too.
         content: for example `{"subject": "Hi", "text": "Hello", "html": "<p>Hello</p>"}`.
+        options: by channel, for example `{"email": {"cc": ["bob@example.com"], "tags": ["invoice"]}}`.
+        attachments: files for e-mails; `content` takes bytes. Large ones are stored before with `blobs.create`.
         guarantee: what to do when nobody knows whether the provider took it; beats the type's.
         idempotency_key: names the operation; the same key never sends twice within 24 hours.
         traceparent: W3C trace context to continue, passed on to the provider.
@@ -210,6 +231,8 @@ def send(
         locale=locale,
         metadata=metadata,
         content=content,
+        options=options,
+        attachments=attachments,
         guarantee=guarantee,
     )
     return _post("/api/v1/notifications", Accepted, body, idempotency_key, traceparent)
@@ -271,6 +294,17 @@ def cancel(id: str, *, idempotency_key: str | None = None) -> Call[Cancelled]:
     return _post(_path("notifications", id, "cancel"), Cancelled, {}, idempotency_key)
 
 
+def create_blob(content: bytes) -> Call[Blob]:
+    """Store a file of at most 10 MB, to be attached by its id. Storing it again changes nothing."""
+    return Call(
+        method="POST",
+        path=_path("blobs"),
+        answer=Blob,
+        body=content,
+        content_type="application/octet-stream",
+    )
+
+
 # ---------------------------------------------------------------- users
 
 
@@ -307,9 +341,29 @@ def put_addresses(id: str, addresses: Mapping[str, str | Sequence[str]]) -> Call
     return _put(_path("users", id, "addresses"), User, addresses)
 
 
-def list_inbox(id: str, *, limit: int | None = None) -> Listing[InboxItem]:
-    """A user's in-app items, newest first."""
-    return Listing(path=_path("users", id, "inbox"), item=InboxItem, query=_query(limit=limit))
+def list_inbox(
+    id: str,
+    *,
+    unread: bool = False,
+    archived: bool = False,
+    category: str | None = None,
+    limit: int | None = None,
+) -> Listing[InboxItem]:
+    """A user's in-app items, newest first: all that are not archived, only the unread ones, or the archived ones."""
+    query = _query(
+        unread="true" if unread else None, archived="true" if archived else None, category=category, limit=limit
+    )
+    return Listing(path=_path("users", id, "inbox"), item=InboxItem, query=query)
+
+
+def create_token(id: str, *, expires_after: str = "1h") -> Call[UserToken]:
+    """A token with which the user's browser or app reads and marks their own inbox, for at most `24h`."""
+    return Call(
+        method="POST",
+        path=_path("users", id, "tokens"),
+        answer=UserToken,
+        body=_encode({"expires_after": expires_after}),
+    )
 
 
 # ---------------------------------------------------------------- categories, types

@@ -7,6 +7,7 @@ somewhere else. Each account has a row of pace and breaker (`account_state`), wh
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final, get_args
@@ -20,7 +21,7 @@ from tidings.directory.audit import Actor, apply_audit
 from tidings.directory.credentials import Place, Sealed, Vault
 from tidings.errors import Conflict, FieldError, Invalid, NotFound
 from tidings.model.words import CHANNELS_OF_THIS_VERSION, Channel
-from tidings.providers.port import Config
+from tidings.providers.port import Config, ReceiptAuth
 from tidings.providers.registry import PROVIDERS, merge_secrets, parse_config, split_secrets
 
 _queries: Final = load_queries(__package__, "accounts.sql")
@@ -29,6 +30,7 @@ _CREATE_BUILTIN_ACCOUNTS: Final = _queries.create_builtin_accounts
 _LOCK_ACCOUNT: Final = _queries.lock_account
 _UPDATE_ACCOUNT: Final = _queries.update_account
 _LOAD_ACCOUNT: Final = _queries.load_account
+_LOAD_REPORTING_ACCOUNT: Final = _queries.load_reporting_account
 _LIST_ACCOUNTS: Final = _queries.list_accounts
 _DELETE_ACCOUNT: Final = _queries.delete_account
 _NOTIFY_CONFIG: Final = _queries.notify_config
@@ -200,6 +202,55 @@ async def reseal_accounts(database: Database, vault: Vault, *, batch: int = 100)
             return done
         done += len(rows)
         last = rows[-1]["id"]
+
+
+class ReportingAccount(msgspec.Struct, frozen=True):
+    """An account whose vendor calls back."""
+
+    id: int
+    project_id: int
+    key: str
+    channel: Channel
+    provider: str
+    config: Config
+    revision: int
+
+
+async def load_reporting_account(
+    database: Database, vault: Vault, project_key: str, provider: str, key: str
+) -> ReportingAccount | None:
+    """The account that a callback's address names, enabled or not; None when there is none.
+
+    Raises:
+        SettingsError, ProviderError, Invalid: see `open_config`.
+    """
+    row = await database.fetchrow(_LOAD_REPORTING_ACCOUNT, project_key, key, provider)
+    if row is None:
+        return None
+    config = open_config(vault, row["project_id"], row)
+    return ReportingAccount(
+        row["id"], row["project_id"], row["key"], Channel(row["channel"]), row["provider"], config, row["revision"]
+    )
+
+
+def to_callback_path(vault: Vault, project_id: int, project_key: str, provider: str, key: str) -> str | None:
+    """The path of the address that the account's vendor reports to; None where it reports nothing.
+
+    Of a vendor that signs nothing it holds a secret, which only the vendor is told.
+    """
+    kind = PROVIDERS.get(provider)
+    if kind is None or kind.spec.receipts is None:
+        return None
+    path = f"/callbacks/{project_key}/{provider}/{key}"
+    if kind.spec.receipts is ReceiptAuth.hidden_path:
+        path += "/" + list_callback_secrets(vault, project_id, key)[0]
+    return path
+
+
+def list_callback_secrets(vault: Vault, project_id: int, key: str) -> list[str]:
+    """The secrets that may stand in an account's callback address: one of each master key, the present one first."""
+    keys = vault.derive(Place("callback", project_id, key))
+    return [base64.urlsafe_b64encode(k[:24]).decode() for k in keys]
 
 
 def open_config(vault: Vault, project_id: int, row: Record) -> Config:

@@ -51,6 +51,12 @@ SELECT id, key, channel, provider, config, secret, secret_key, weight, rate, bur
        revision, created_at, updated_at
 FROM account WHERE project_id = $1 AND key = $2;
 
+-- name: load_reporting_account
+-- any project: a callback names it by its key. Disabled ones too: their messages are still on their way.
+SELECT a.id, a.project_id, a.key, a.channel, a.provider, a.config, a.secret, a.secret_key, a.revision
+FROM account a JOIN project p ON p.id = a.project_id
+WHERE p.key = $1 AND a.key = $2 AND a.provider = $3;
+
 -- name: list_accounts
 SELECT id, key, channel, provider, config, secret, secret_key, weight, rate, burst, concurrency, enabled, test,
        revision, created_at, updated_at

@@ -12,23 +12,28 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 import structlog
+from pydantic import SecretStr
 
 from tidings.channels import CHANNELS
 from tidings.clock import Clock
 from tidings.db.pool import Database, Record
 from tidings.db.sql import load_queries
-from tidings.directory.accounts import open_config
+from tidings.directory.accounts import open_config, to_callback_path
 from tidings.directory.credentials import Vault
+from tidings.directory.hooks import open_secrets
+from tidings.directory.projects import Project, load_project
 from tidings.directory.types import DataSchema, Definition, compile_schema
 from tidings.durations import parse_duration
 from tidings.errors import FieldError, Problem, TidingsError
+from tidings.model.messages import split_scheme
 from tidings.model.words import Channel, Guarantee, Priority
 from tidings.providers.port import Config
+from tidings.providers.registry import PROVIDERS
 from tidings.templating import CompiledTemplate, compile_template
 
 _queries: Final = load_queries(__package__, "catalog.sql")
@@ -37,6 +42,7 @@ _LOAD_TYPE_VERSIONS: Final = _queries.load_type_versions
 _LOAD_PUBLISHED_TEMPLATE: Final = _queries.load_published_template
 _LOAD_TEMPLATE_VERSIONS: Final = _queries.load_template_versions
 _LOAD_ENABLED_ACCOUNTS: Final = _queries.load_enabled_accounts
+_LOAD_ENABLED_HOOKS: Final = _queries.load_enabled_hooks
 
 log = structlog.get_logger(__name__)
 
@@ -48,6 +54,8 @@ _KEYS_MAX: Final = 10_000
 """Names remembered of one kind and project, unknown ones included: what is asked for is chosen by callers."""
 _ROOM: Final = 16_000_000
 """Characters of sources whose compiled versions are kept, of each kind."""
+_SETTINGS_TTL: Final = timedelta(seconds=5)
+"""For how long at least a project's settings are believed without a hint."""
 _OVERHEAD: Final = 4_000
 """What a version costs besides its source, in the same unit."""
 
@@ -71,6 +79,8 @@ class TypeVersion(msgspec.Struct, frozen=True, eq=False):
     expires_after: timedelta | None
     at_most_once: bool
     validator: DataSchema | None
+    tracking: bool = True
+    """Opens and clicks may be watched, where the project does so."""
 
     def check_data(self, data: Mapping[str, Any]) -> list[FieldError]:
         """What is wrong with a request's data by the type's schema, with pointers into them."""
@@ -121,9 +131,35 @@ class Account(msgspec.Struct, frozen=True):
     test: bool
     revision: int
     """Grows with every change: what was made for another revision is out of date."""
+    callback_path: str | None = None
+    """Where its vendor reports to, under the API's public address."""
+
+    def serves(self, address: str) -> bool:
+        """Whether it can send to this address: those of push and chat say which vendor's they are, and some name the
+        account."""
+        if self.channel is not Channel.push and self.channel is not Channel.chat:
+            return True
+        schemes = PROVIDERS[self.provider].spec.schemes
+        if not schemes:
+            return True
+        scheme, target = split_scheme(address)
+        return scheme in schemes and self.config.serves(target)
 
 
 Accounts = Mapping[Channel, tuple[Account, ...]]
+
+
+class Hook(msgspec.Struct, frozen=True):
+    """An enabled hook, its secrets opened."""
+
+    id: int
+    project_id: int
+    key: str
+    url: str
+    secret: SecretStr
+    previous_secret: SecretStr | None
+    previous_until: datetime | None
+    """Until then the secret before the present one signs too."""
 
 
 class _Fresh(Generic[Key, Value]):
@@ -241,7 +277,9 @@ class Catalog:
         self._vault = vault or Vault(())
         self._types = _Fresh(clock, ttl, self._find_type)
         self._templates = _Fresh(clock, ttl, self._find_template)
+        self._projects = _Fresh(clock, max(ttl, _SETTINGS_TTL), self._find_project)
         self._accounts = _Fresh(clock, ttl, self._find_accounts)
+        self._hooks = _Fresh(clock, ttl, self._find_hooks)
         self._type_versions: Final = _Kept[TypeVersion]()
         self._template_versions: Final = _Kept[TemplateVersion]()
 
@@ -265,9 +303,21 @@ class Catalog:
         """The published version of a template; None when there is none."""
         return await self._templates.load(project_id, key)
 
+    async def load_project(self, project_id: int) -> Project:
+        """The project, with its settings.
+
+        Raises:
+            NotFound: there is none with this id.
+        """
+        return await self._projects.load(project_id, None)
+
     async def load_accounts(self, project_id: int) -> Accounts:
         """The project's enabled accounts, by channel, in the order in which they were made. Test accounts too."""
         return await self._accounts.load(project_id, None)
+
+    async def load_hooks(self, project_id: int) -> tuple[Hook, ...]:
+        """The project's enabled hooks."""
+        return await self._hooks.load(project_id, None)
 
     # ---- what cannot
 
@@ -285,7 +335,9 @@ class Catalog:
         """Look at the project again: something in its configuration changed."""
         self._types.forget(project_id)
         self._templates.forget(project_id)
+        self._projects.forget(project_id)
         self._accounts.forget(project_id)
+        self._hooks.forget(project_id)
         # Not the version changed, but perhaps whether its category is required.
         self._type_versions.forget(project_id)
 
@@ -293,7 +345,9 @@ class Catalog:
         """Look at everything again: hints may have been lost."""
         self._types.forget_all()
         self._templates.forget_all()
+        self._projects.forget_all()
         self._accounts.forget_all()
+        self._hooks.forget_all()
         self._type_versions.forget_all()
 
     def on_hint(self, channel: str, payload: str) -> None:
@@ -316,9 +370,14 @@ class Catalog:
         row = await self._database.fetchrow(_LOAD_PUBLISHED_TEMPLATE, project_id, key)
         return None if row is None else self._template_versions.get((project_id, row["id"])) or self._keep_template(row)
 
+    async def _find_project(self, project_id: int, _: None) -> Project:
+        return await load_project(self._database, project_id)
+
     async def _find_accounts(self, project_id: int, _: None) -> Accounts:
         found: dict[Channel, tuple[Account, ...]] = {}
-        for row in await self._database.fetch(_LOAD_ENABLED_ACCOUNTS, project_id):
+        rows = await self._database.fetch(_LOAD_ENABLED_ACCOUNTS, project_id)
+        project_key = (await self.load_project(project_id)).key if rows else ""
+        for row in rows:
             try:
                 config = open_config(self._vault, project_id, row)
             except TidingsError as error:
@@ -338,9 +397,30 @@ class Catalog:
                 concurrency=row["concurrency"],
                 test=row["test"],
                 revision=row["revision"],
+                callback_path=to_callback_path(self._vault, project_id, project_key, row["provider"], row["key"]),
             )
             found[account.channel] = (*found.get(account.channel, ()), account)
         return found
+
+    async def _find_hooks(self, project_id: int, _: None) -> tuple[Hook, ...]:
+        found = []
+        for row in await self._database.fetch(_LOAD_ENABLED_HOOKS, project_id):
+            try:
+                opened = open_secrets(self._vault, project_id, row)
+            except TidingsError as error:
+                log.error("directory.hook.unusable", project=project_id, hook=row["key"], error=_explain(error))
+                continue
+            hook = Hook(
+                id=row["id"],
+                project_id=project_id,
+                key=row["key"],
+                url=row["url"],
+                secret=SecretStr(opened.secret),
+                previous_secret=SecretStr(opened.previous) if opened.previous is not None else None,
+                previous_until=row["previous_until"],
+            )
+            found.append(hook)
+        return tuple(found)
 
     async def _load_versions(
         self,
@@ -392,6 +472,7 @@ class Catalog:
             expires_after=None if expires_after is None else parse_duration(expires_after),
             at_most_once=definition.guarantee == Guarantee.at_most_once,
             validator=schema,
+            tracking=definition.tracking,
         )
         self._type_versions.put(version, len(row["definition"]))
         return version

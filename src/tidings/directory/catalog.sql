@@ -30,3 +30,9 @@ SELECT id, key, channel, provider, config, secret, secret_key, weight, rate, bur
 FROM account
 WHERE project_id = $1 AND enabled
 ORDER BY id;
+
+-- name: load_enabled_hooks
+SELECT id, key, url, secret, secret_key, previous_until
+FROM hook
+WHERE project_id = $1 AND enabled
+ORDER BY id;

@@ -126,6 +126,17 @@ class Vault:
         except InvalidTag:
             raise ProviderError(f"the credentials of {place.use} {place.key!r} do not open; enter them again") from None
 
+    def derive(self, place: Place) -> tuple[bytes, ...]:
+        """Keys of 32 octets for signing something of `place`'s: one of each master key. Sign with the first, accept all
+        of them; they are no sealing keys.
+
+        Raises:
+            SettingsError: there is no master key.
+        """
+        if not self._keys:
+            raise SettingsError("TIDINGS_SECRET_KEY is not set, so nothing can be signed")
+        return tuple(_derive(key, b"tidings sign " + place.to_bytes()) for key in self._keys.values())
+
 
 def _derive(master: bytes, info: bytes) -> bytes:
     return HKDF(algorithm=SHA256(), length=32, salt=None, info=info).derive(master)

@@ -16,7 +16,7 @@ from tidings.channels import CHANNELS
 from tidings.db.pool import Connection, Database, Record
 from tidings.db.sql import load_queries
 from tidings.directory.audit import Actor, apply_audit
-from tidings.errors import FieldError, Invalid, NotFound
+from tidings.errors import FieldError, Invalid
 from tidings.model.words import Channel
 
 _queries: Final = load_queries(__package__, "suppressions.sql")
@@ -87,17 +87,18 @@ async def put_suppression(
     return _to_suppression(row), False
 
 
-async def delete_suppression(conn: Connection, actor: Actor, channel: Channel, address: str, stream: str) -> None:
-    """Lift a suppression: messages may reach the address again.
+async def delete_suppression(conn: Connection, actor: Actor, channel: Channel, address: str, stream: str) -> bool:
+    """Lift a suppression: messages may reach the address again. False: it was not suppressed there.
 
     Raises:
-        NotFound: there is none.
+        Invalid: it is no address of the channel.
     """
     row = await conn.fetchrow(_DELETE_SUPPRESSION, actor.project_id, channel, parse_address(channel, address), stream)
     if row is None:
-        raise NotFound("This address is not suppressed there.")
+        return False
     lifted = _to_suppression(row)
     await apply_audit(conn, actor, "suppression.delete", _object(lifted), before=lifted)
+    return True
 
 
 def parse_address(channel: Channel, text: str) -> str:

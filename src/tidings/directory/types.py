@@ -61,6 +61,8 @@ class Definition(msgspec.Struct, frozen=True):
     critical: bool = False
     """Keys without the scope `send:critical` may send it as critical."""
     schema: dict[str, Any] | None = None
+    tracking: bool = True
+    """Whether opens and clicks may be watched, where the project does so; never for mails with passwords or codes."""
 
 
 class Type(msgspec.Struct, frozen=True):
@@ -76,6 +78,7 @@ class Type(msgspec.Struct, frozen=True):
     guarantee: str
     critical: bool
     schema: dict[str, Any] | None
+    tracking: bool
     created_at: datetime
     """When this version was made."""
     archived_at: datetime | None
@@ -124,6 +127,7 @@ def parse_definition(key: str, raw: Mapping[str, Any], retention: timedelta) -> 
         # a type that is critical by itself needs no further leave
         critical=bool(raw.get("critical")) or priority == Priority.critical.name,
         schema=schema,
+        tracking=raw.get("tracking") is not False,
     )
 
 

@@ -1,4 +1,4 @@
-"""Users and their addresses: somebody to tell, and where each channel reaches them; and what their inbox holds.
+"""Users and their addresses: somebody to tell, and where each channel reaches them.
 
 Values come in as the `parse_` functions here and in `tidings.channels` give them; the web room applies those while it
 reads a request, so that an error names its field.
@@ -20,7 +20,6 @@ from tidings.db.pool import Connection, Database, Record
 from tidings.db.sql import load_queries
 from tidings.directory.audit import Actor, apply_audit
 from tidings.errors import Conflict, NotFound
-from tidings.ids import DELIVERY, NOTIFICATION, to_public
 from tidings.model.words import Channel
 
 _queries: Final = load_queries(__package__, "users.sql")
@@ -30,10 +29,10 @@ _LOAD_USER: Final = _queries.load_user
 _UPDATE_USER: Final = _queries.update_user
 _LIST_USERS: Final = _queries.list_users
 _DELETE_USER: Final = _queries.delete_user
+_RESET_INBOX: Final = _queries.reset_inbox
 _DELETE_INBOX: Final = _queries.delete_inbox
 _DELETE_OTHER_ADDRESSES: Final = _queries.delete_other_addresses
 _APPLY_ADDRESSES: Final = _queries.apply_addresses
-_LIST_INBOX: Final = _queries.list_inbox
 
 USER_ID_MAX: Final = 255
 ADDRESSES_MAX: Final = 20
@@ -57,21 +56,6 @@ class User(msgspec.Struct, frozen=True):
     """By the channel's name; without those that a provider said do not exist any more."""
     created_at: datetime
     updated_at: datetime
-
-
-class InboxItem(msgspec.Struct, frozen=True):
-    """One message in a user's inbox."""
-
-    id: str
-    """The delivery's public id."""
-    seq: int
-    """Grows by one from item to item of the user."""
-    notification: str
-    title: str
-    body: str
-    url: str | None
-    category: str | None
-    created_at: datetime
 
 
 def parse_user_id(text: str) -> str:
@@ -240,30 +224,11 @@ async def delete_user(conn: Connection, actor: Actor, user_id: str) -> None:
     before = await _lock_user(conn, actor.project_id, user_id)
     if before is None:
         raise NotFound("There is no such user in this project.")
+    await conn.execute(_RESET_INBOX, actor.project_id, user_id)
     await conn.execute(_DELETE_INBOX, actor.project_id, user_id)
     await conn.execute(_DELETE_USER, actor.project_id, user_id)
     # Whoever asks to be forgotten is not to be found in the trail of it either: the fact is kept, the data is not.
     await apply_audit(conn, actor, "user.delete", f"user:{user_id}", before={"id": user_id})
-
-
-async def list_inbox(
-    db: Database | Connection, project_id: int, user_id: str, *, before_seq: int | None = None, limit: int = 50
-) -> list[InboxItem]:
-    """The newest items of the user's inbox first; those before `before_seq` (exclusive) when given."""
-    rows = await db.fetch(_LIST_INBOX, project_id, user_id, before_seq, limit)
-    return [
-        InboxItem(
-            id=to_public(DELIVERY, row["delivery_id"]),
-            seq=row["seq"],
-            notification=to_public(NOTIFICATION, row["notification_id"]),
-            title=row["title"],
-            body=row["body"],
-            url=row["url"],
-            category=row["category_key"],
-            created_at=row["created_at"],
-        )
-        for row in rows
-    ]
 
 
 async def _lock_user(conn: Connection, project_id: int, user_id: str) -> User | None:

@@ -43,8 +43,12 @@ LIMIT $3;
 -- Their addresses go with them.
 DELETE FROM app_user WHERE project_id = $1 AND id = $2;
 
+-- name: reset_inbox
+-- The counter stays: should the id come back, its sequence goes on and no number means two items. Its lock makes whoever
+-- stores or marks items wait for us, or us for them; so it comes before delete_inbox.
+UPDATE inbox_counter SET total = 0, unseen = 0, unread = 0 WHERE project_id = $1 AND user_id = $2;
+
 -- name: delete_inbox
--- The counter stays: should the id come back, its sequence goes on and no number means two items.
 DELETE FROM inbox_item WHERE project_id = $1 AND user_id = $2;
 
 -- name: delete_other_addresses
@@ -56,10 +60,3 @@ WHERE project_id = $1 AND user_id = $2
 INSERT INTO address (project_id, user_id, channel, value)
 SELECT $1, $2, channel, value FROM unnest($3::smallint[], $4::text[]) AS given (channel, value)
 ON CONFLICT (project_id, user_id, channel, value) DO UPDATE SET dropped_at = NULL WHERE address.dropped_at IS NOT NULL;
-
--- name: list_inbox
-SELECT seq, delivery_id, notification_id, title, body, url, category_key, created_at
-FROM inbox_item
-WHERE project_id = $1 AND user_id = $2 AND ($3::bigint IS NULL OR seq < $3)
-ORDER BY seq DESC
-LIMIT $4;

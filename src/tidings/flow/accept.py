@@ -10,7 +10,7 @@ An idempotency key is claimed in the same transaction. A duplicate waits for the
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -22,6 +22,7 @@ from tidings.clock import Clock
 from tidings.db.pool import Connection, Database, Record
 from tidings.db.sql import load_queries
 from tidings.directory.access import Caller
+from tidings.directory.blobs import claim_blobs, put_blobs
 from tidings.directory.catalog import Catalog, TemplateVersion, TypeVersion
 from tidings.engine.batch import Batcher
 from tidings.engine.checkpoint import Checkpoint, no_checkpoint
@@ -39,6 +40,7 @@ from tidings.errors import (
     Unavailable,
 )
 from tidings.flow.measure import Counts, Dimension, Meter
+from tidings.flow.options import list_blobs
 from tidings.flow.request import KEY_FORM, Draft, Request, decide_acceptance, refuse, to_fingerprint, to_key_error
 from tidings.model.words import EventKind, Scope
 
@@ -125,6 +127,7 @@ class Acceptor:
         if key is not None and not KEY_FORM.fullmatch(key):
             raise Invalid("The idempotency key is not usable.", errors=[to_key_error("Idempotency-Key")])
         users = await self._load_users(caller.project_id, requests)
+        blobs = await self._claim_blobs(caller.project_id, requests)
         answers: list[Answer | None] = []
         drafts: list[Draft] = []
         places: list[int] = []
@@ -141,7 +144,7 @@ class Acceptor:
                 used = own if own is not None else key if len(requests) == 1 else f"{key}#{i}"
                 fingerprint = whole if own is None and whole else to_fingerprint(request, test=caller.test)
             try:
-                draft = await self._draft(caller, request, users, now, traceparent)
+                draft = await self._draft(caller, request, users, blobs, now, traceparent)
             except Problem as problem:
                 answers.append(problem)
                 if used is not None and fingerprint is not None and KEY_FORM.match(used):
@@ -154,6 +157,11 @@ class Acceptor:
             await self._replay(caller.project_id, refused, answers)
         if drafts:
             try:
+                if any(draft.blobs for draft in drafts):
+                    # Before the group commit, which others wait for. Should the request not be stored after all, they
+                    # stay unused and are forgotten.
+                    await put_blobs(self._database, caller.project_id, (b for draft in drafts for b in draft.blobs))
+                    drafts = [draft._replace(blobs=()) for draft in drafts]
                 told = await self._batcher.add(drafts)
             except Problem:
                 raise
@@ -188,7 +196,13 @@ class Acceptor:
     # ------------------------------------------------------------ deciding
 
     async def _draft(
-        self, caller: Caller, request: Request, users: Collection[str], now: datetime, traceparent: str | None
+        self,
+        caller: Caller,
+        request: Request,
+        users: Collection[str],
+        blobs: Mapping[bytes, int],
+        now: datetime,
+        traceparent: str | None,
     ) -> Draft:
         type_: TypeVersion | None = None
         template: TemplateVersion | None = None
@@ -215,7 +229,23 @@ class Acceptor:
             horizon=self._horizon,
             id_=ids.new_id(now, self._clock.random),
             traceparent=traceparent,
+            blobs=blobs,
         )
+
+    async def _claim_blobs(self, project_id: int, requests: Sequence[Request | Problem]) -> Mapping[bytes, int]:
+        """The sizes of the blobs that are named and that the project has."""
+        named = {
+            hash_
+            for r in requests
+            if not isinstance(r, Problem) and r.attachments
+            for hash_ in list_blobs(r.attachments)
+        }
+        if not named:
+            return {}
+        try:
+            return await claim_blobs(self._database, project_id, named)
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            raise Unavailable(retry_after=1) from error
 
     async def _load_users(self, project_id: int, requests: Sequence[Request | Problem]) -> Collection[str]:
         """The users among those named that exist; those that have not been seen lately are looked up, all at once."""

@@ -18,9 +18,9 @@ from tidings.directory.audit import apply_audit
 from tidings.engine import jobs as queue
 from tidings.engine.wakes import Wakes
 from tidings.errors import Forbidden, NotFound
+from tidings.flow import effects
 from tidings.flow.jobs import send_job
 from tidings.flow.measure import Counts, Dimension, Meter
-from tidings.flow.settle import SQL as SETTLE_SQL
 from tidings.model.words import Channel, EventKind, Reason, Status
 
 SQL: Final = load_queries(__package__, "intervene.sql")
@@ -115,21 +115,17 @@ class Intervener:
         now: datetime | None,
     ) -> None:
         rng = self._clock.random
-        n = len(records)
-        await conn.execute(
-            SETTLE_SQL.insert_events,
-            [ids.child_id(r["id"], rng) for r in records],
-            [project_id] * n,
-            [r["notification_id"] for r in records],
-            [r["id"] for r in records],
-            [int(EventKind.cancelled)] * n,
-            [None] * n,
-            [None] * n,
-            [Reason.cancelled.value] * n,
-            [None] * n,
-            [None] * n,
+        await effects.apply_events(
+            conn,
+            [
+                effects.Event(
+                    ids.child_id(r["id"], rng), project_id, r["notification_id"], r["id"], EventKind.cancelled,
+                    None, None, Reason.cancelled, None, None,
+                )
+                for r in records
+            ],
             now,
-        )
+        )  # fmt: skip
         counts: Counts = Counter()
         for r in records:
             dimension = Dimension(
@@ -227,17 +223,18 @@ class Intervener:
                 ]
                 await queue.insert_jobs(conn, jobs, now)
                 lanes.update(job.lane for job in jobs)
-                n = len(rows)
-                await conn.execute(
-                    SETTLE_SQL.insert_events,
-                    [ids.child_id(row["id"], self._clock.random) for row in rows],
-                    [project_id] * n,
-                    [row["notification_id"] for row in rows],
-                    again,
-                    [int(EventKind.replayed)] * n,
-                    *([None] * n for _ in range(5)),
+                rng = self._clock.random
+                await effects.apply_events(
+                    conn,
+                    [
+                        effects.Event(
+                            ids.child_id(row["id"], rng), project_id, row["notification_id"], row["id"],
+                            EventKind.replayed, None, None, None, None, None,
+                        )
+                        for row in rows
+                    ],
                     now,
-                )
+                )  # fmt: skip
                 for row in rows:
                     await apply_audit(
                         conn, caller.actor, "dead_letter.replay", f"delivery:{ids.to_public(ids.DELIVERY, row['id'])}"

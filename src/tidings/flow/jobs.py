@@ -4,6 +4,7 @@
 |------|----------------|----------------------------------------|----------------------------------------|
 | plan | a notification | FEEDER + the set of channels it may use | `plan.Planner`, in one transaction     |
 | send | a delivery     | the channel's number                   | `send.Sender`, then `settle.Settler`   |
+| hook | a message to a hook | LANE_HOOKS                        | `hooks.HookSender`                     |
 
 A plan job waits on a lane of its channel set, so that a slow SMS provider holds back the planning of text messages
 and not that of e-mails.
@@ -17,10 +18,14 @@ from typing import Final
 from uuid import UUID
 
 from tidings.engine.jobs import FEEDER, NewJob
-from tidings.model.words import Channel
+from tidings.model.words import Channel, Priority
 
 PLAN: Final = 1
 SEND: Final = 2
+HOOK: Final = 3
+
+LANE_HOOKS: Final = 7
+"""Status callbacks to the application: the number after the last channel's, and fed by no feeder lane."""
 
 ALL_CHANNELS: Final = sum(1 << channel for channel in Channel)
 
@@ -45,3 +50,15 @@ def send_job(
 ) -> NewJob:
     """The job that sends a delivery, pinned to `account_id` if one is given."""
     return NewJob(id_, project_id, SEND, channel, priority, None, account_id, traceparent)
+
+
+def hook_job(id_: UUID, project_id: int) -> NewJob:
+    """The job that tells a hook; its id is that of the message."""
+    return NewJob(id_, project_id, HOOK, LANE_HOOKS, Priority.medium)
+
+
+def name_lane(lane: int) -> str:
+    """The name of a lane in logs and metrics; all feeder lanes share one."""
+    if lane >= FEEDER:
+        return "plan"
+    return "hooks" if lane == LANE_HOOKS else Channel(lane).name

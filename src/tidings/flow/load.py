@@ -10,7 +10,7 @@ from uuid import UUID
 from tidings import ids
 from tidings.db.pool import Runner
 from tidings.db.sql import load_queries
-from tidings.model.words import Channel, Status
+from tidings.model.words import Channel, Priority, Status
 
 SQL: Final = load_queries(__package__, "load.sql")
 
@@ -37,12 +37,40 @@ class Delivery(NamedTuple):
     expires_at: datetime | None
     cancelled: bool
     expired: bool
-    suppressed: bool
+    suppressed: str | None
+    """The streams of the channel that may not reach this address; see `is_suppressed`."""
     user_deleted: bool
     queued_at: datetime
     """When it was planned, or last replayed."""
     user_time_zone: str | None
     user_attributes: str | None
+    priority: int = Priority.medium
+    metadata: str | None = None
+    options: str | None = None
+    """Of the request; see `tidings.flow.options`."""
+
+
+SENDER: Final = "sender:"
+"""What stands before the name of a sender in a suppression's stream."""
+
+
+def is_suppressed(streams: str | None, category: str) -> bool:
+    """Whether an address may not be told about this category: nothing may reach it, or nothing of this category.
+
+    Args:
+        streams: of the address's suppressions, one a line; the empty one stands for everything on the channel.
+    """
+    if streams is None:
+        return False
+    found = streams.split("\n")
+    return "" in found or category in found
+
+
+def list_barred(streams: str | None) -> frozenset[str]:
+    """The senders that this address wants nothing from."""
+    if streams is None or SENDER not in streams:
+        return frozenset()
+    return frozenset(s.removeprefix(SENDER) for s in streams.split("\n") if s.startswith(SENDER))
 
 
 async def load_deliveries(

@@ -5,10 +5,11 @@ SELECT x.ord, d.id, d.project_id, d.notification_id, d.channel, d.status, d.addr
        d.variant, n.type_version_id, n.user_id, n.data::text, n.content::text, n.at_most_once, n.test, n.expires_at,
        n.cancelled_at IS NOT NULL AS cancelled,
        coalesce(n.expires_at <= coalesce($5::timestamptz, now()), false) AS expired,
-       s.address IS NOT NULL AS suppressed,
+       s.streams AS suppressed,
        n.user_id IS NOT NULL AND u.id IS NULL AS user_deleted,
        coalesce(d.replayed_at, d.created_at) AS queued_at,
-       u.time_zone AS user_time_zone, u.attributes::text AS user_attributes
+       u.time_zone AS user_time_zone, u.attributes::text AS user_attributes,
+       n.priority, n.metadata::text, n.options::text
 FROM unnest($1::uuid[], $2::int[]) WITH ORDINALITY AS x (id, project_id, ord)
 CROSS JOIN LATERAL (
     SELECT * FROM delivery d
@@ -17,4 +18,6 @@ CROSS JOIN LATERAL (
     SELECT * FROM notification n
     WHERE n.project_id = x.project_id AND n.id = d.notification_id AND n.id >= $3 AND n.id <= $4 OFFSET 0) n
 LEFT JOIN app_user u ON u.project_id = n.project_id AND u.id = n.user_id
-LEFT JOIN suppression s ON s.project_id = d.project_id AND s.channel = d.channel AND s.address = d.address;
+LEFT JOIN LATERAL (
+    SELECT string_agg(s.stream, E'\n') AS streams FROM suppression s
+    WHERE s.project_id = d.project_id AND s.channel = d.channel AND s.address = d.address) s ON true;

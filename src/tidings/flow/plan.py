@@ -7,10 +7,11 @@ needed, since a crash rolls it back.
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
@@ -28,7 +29,10 @@ from tidings.engine.checkpoint import Checkpoint, no_checkpoint
 from tidings.engine.jobs import Job, NewJob, Retry
 from tidings.engine.shares import Share
 from tidings.errors import DatabaseError
+from tidings.flow.effects import Event
+from tidings.flow.hooks import enqueue_hooks
 from tidings.flow.jobs import ALL_CHANNELS, send_job
+from tidings.flow.load import is_suppressed
 from tidings.flow.measure import Counts, Dimension, Meter
 from tidings.model.words import CHANNELS_OF_THIS_VERSION, Channel, EventKind, Reason, Status
 from tidings.providers.simulator import simulated_outcome
@@ -64,8 +68,8 @@ class Facts(NamedTuple):
     user_locale: str | None
     address_channels: Sequence[int] | None
     addresses: Sequence[str] | None
-    suppressed: Sequence[bool] | None
-    to_suppressed: bool
+    suppressed: Sequence[str | None] | None
+    to_suppressed: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +83,7 @@ class Planned:
     template_version_id: int | None = None
     locale: str | None = None
     account_id: int | None = None
-    """Pinned: the simulator's account. None lets the claim choose."""
+    """Pinned: the simulator's account, or one that serves addresses of this kind. None lets the claim choose."""
 
 
 def decide_plan(
@@ -87,14 +91,16 @@ def decide_plan(
     type_: TypeVersion | None,
     template: TemplateVersion | None,
     accounts: Mapping[Channel, Sequence[Account]],
+    rng: random.Random,
 ) -> list[Planned]:
-    """The deliveries of a notification. Pure.
+    """The deliveries of a notification. Pure, but for the draws from `rng`.
 
     Args:
         facts: the request, the user and the addresses.
         type_: the pinned type version; None for content without a type.
         template: the template version published now; None when there is none (any more), or no type.
         accounts: the project's usable accounts.
+        rng: chooses among the accounts that serve an address, where not all of the channel's do.
     """
     if facts.cancelled:
         return []
@@ -111,7 +117,7 @@ def decide_plan(
     for channel in channels:
         if not allowed >> channel & 1:
             continue
-        targets = _targets(facts, channel)
+        targets = _targets(facts, channel, type_.category if type_ is not None else "")
         if facts.user_id is not None and not facts.user_exists:
             planned.append(Planned(channel, "", Status.skipped, Reason.user_deleted))
             continue
@@ -119,7 +125,8 @@ def decide_plan(
             planned.append(Planned(channel, "", Status.skipped, Reason.no_address))
             continue
         for address, suppressed in targets:
-            planned.append(_plan_one(facts, channel, address, suppressed, type_, template, accounts.get(channel, ())))
+            usable = accounts.get(channel, ())
+            planned.append(_plan_one(facts, channel, address, suppressed, type_, template, usable, rng))
     if not planned:  # the template lost the channels that this request allows, after it was accepted
         channel = next((c for c in Channel if allowed >> c & 1), Channel.email)
         planned.append(Planned(channel, "", Status.skipped, Reason.no_template))
@@ -134,6 +141,7 @@ def _plan_one(
     type_: TypeVersion | None,
     template: TemplateVersion | None,
     accounts: Sequence[Account],
+    rng: random.Random,
 ) -> Planned:
     def ended(status: Status, reason: Reason) -> Planned:
         return Planned(channel, address, status, reason)
@@ -153,24 +161,33 @@ def _plan_one(
         if not simulators:
             return ended(Status.skipped, Reason.no_account)
         pinned = simulators[0].id
-    elif not any(not a.test and a.weight > 0 for a in accounts):
-        return ended(Status.skipped, Reason.no_account)
+    else:
+        live = [a for a in accounts if not a.test and a.weight > 0]
+        serving = [a for a in live if a.serves(address)]
+        if not serving:
+            return ended(Status.skipped, Reason.no_account)
+        if len(serving) < len(live):
+            pinned = rng.choices(serving, [a.weight for a in serving])[0].id
     return Planned(
         channel, address, template_version_id=template.id if template else None, locale=locale, account_id=pinned
     )
 
 
-def _targets(facts: Facts, channel: Channel) -> list[tuple[str, bool]]:
-    """The addresses to tell on this channel, each with whether it is suppressed."""
+def _targets(facts: Facts, channel: Channel, category: str) -> list[tuple[str, bool]]:
+    """The addresses to tell on this channel, each with whether it is suppressed for this category."""
     if facts.to_channel is not None:
-        return [(facts.to_address or "", facts.to_suppressed)] if channel == facts.to_channel else []
+        return (
+            [(facts.to_address or "", is_suppressed(facts.to_suppressed, category))]
+            if channel == facts.to_channel
+            else []
+        )
     if channel is Channel.in_app:
         return [(facts.user_id, False)] if facts.user_id is not None else []
     if not facts.address_channels or facts.addresses is None or facts.suppressed is None:
         return []
     found = [
-        (address, bad)
-        for of, address, bad in zip(facts.address_channels, facts.addresses, facts.suppressed, strict=True)
+        (address, is_suppressed(streams, category))
+        for of, address, streams in zip(facts.address_channels, facts.addresses, facts.suppressed, strict=True)
         if of == channel
     ]
     if channel in ONE_ADDRESS and len(found) > 1:
@@ -260,7 +277,7 @@ class Planner:
                 if template is None:
                     template = await self._catalog.load_template(f.project_id, type_.template_key)
             accounts = await self._catalog.load_accounts(f.project_id)
-            planned = decide_plan(f, type_, template, accounts)
+            planned = decide_plan(f, type_, template, accounts, self._clock.random)
             category = type_.category if type_ is not None else ""
             plans[f.id] = f, planned, category
             for p in planned:
@@ -299,12 +316,26 @@ class Planner:
         if deliveries:
             deliveries.sort(key=lambda row: row[0].int)  # as the database orders them, but compared in C
             await conn.execute(SQL.insert_deliveries, *(list(c) for c in zip(*deliveries, strict=True)), now)
+            await self._tell_skipped(conn, deliveries, now)
         sends.sort(key=lambda job: job.id.int)
         await queue.insert_jobs(conn, sends, now)
         known = [job for job in jobs if job.id in plans]
         await conn.execute(SQL.insert_runs, [j.id for j in known], [j.project_id for j in known], [1] * len(known), now)
         await queue.finish_jobs(conn, jobs)
         await self._meter.apply(conn, counts)
+
+    async def _tell_skipped(
+        self, conn: Connection, deliveries: Sequence[tuple[Any, ...]], now: datetime | None
+    ) -> None:
+        """Tell the hooks what nobody will send. It has no event row: the life of a delivery shows it from its own."""
+        rng = self._clock.random
+        skipped = [
+            Event(ids.child_id(id_, rng), project, notification, id_, EventKind.skipped, None, None, reason, None, None)
+            for id_, project, notification, _, status, *_, reason in deliveries
+            if status == Status.skipped and await self._catalog.load_hooks(project)
+        ]
+        if skipped:
+            await enqueue_hooks(conn, skipped, now)
 
     async def _put_aside(self, shares: Sequence[Share], error: Exception) -> None:
         """Give up on one notification for now: later again, and after some times for good."""

@@ -1,14 +1,14 @@
 -- name: load_plans
 -- Everything that planning decides on, for many notifications: the request, the user, the addresses that are usable and
--- whether each is suppressed. $3 and $4 bound the ids, so that only their partitions are touched.
+-- which streams of each are suppressed. $3 and $4 bound the ids, so that only their partitions are touched.
 SELECT n.id, n.project_id, n.type_version_id, n.user_id, n.to_channel, n.to_address, n.priority, n.channels, n.test,
        n.locale, n.cancelled_at IS NOT NULL AS cancelled,
        n.expires_at <= coalesce($5::timestamptz, now()) AS expired,
        u.id IS NOT NULL AS user_exists, u.locale AS user_locale,
        a.channels AS address_channels, a.addresses, a.suppressed,
-       n.to_address IS NOT NULL AND EXISTS (
-           SELECT 1 FROM suppression s
-           WHERE s.project_id = n.project_id AND s.channel = n.to_channel AND s.address = n.to_address) AS to_suppressed
+       CASE WHEN n.to_address IS NOT NULL THEN (
+           SELECT string_agg(s.stream, E'\n') FROM suppression s
+           WHERE s.project_id = n.project_id AND s.channel = n.to_channel AND s.address = n.to_address) END AS to_suppressed
 FROM unnest($1::uuid[], $2::int[]) AS x (id, project_id)
 CROSS JOIN LATERAL (  -- OFFSET 0: see load_deliveries
     SELECT * FROM notification n
@@ -17,9 +17,11 @@ LEFT JOIN app_user u ON u.project_id = n.project_id AND u.id = n.user_id
 LEFT JOIN LATERAL (
     SELECT array_agg(a.channel ORDER BY a.created_at, a.value) AS channels,
            array_agg(a.value ORDER BY a.created_at, a.value) AS addresses,
-           array_agg(s.address IS NOT NULL ORDER BY a.created_at, a.value) AS suppressed
+           array_agg((
+               SELECT string_agg(s.stream, E'\n') FROM suppression s
+               WHERE s.project_id = a.project_id AND s.channel = a.channel AND s.address = a.value
+           ) ORDER BY a.created_at, a.value) AS suppressed
     FROM address a
-    LEFT JOIN suppression s ON s.project_id = a.project_id AND s.channel = a.channel AND s.address = a.value
     WHERE a.project_id = n.project_id AND a.user_id = n.user_id AND a.dropped_at IS NULL
 ) a ON n.user_id IS NOT NULL;
 

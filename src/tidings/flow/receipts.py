@@ -22,8 +22,10 @@ from tidings import ids
 from tidings.clock import Clock
 from tidings.db.pool import Connection, Database, Record
 from tidings.db.sql import load_queries
+from tidings.directory.hooks import SMS_INBOUND
 from tidings.engine.batch import Batcher
 from tidings.flow import effects
+from tidings.flow.hooks import Notice, enqueue_notices
 from tidings.flow.load import SENDER
 from tidings.flow.measure import Counts, Dimension, Meter
 from tidings.model.transitions import decide_transition
@@ -125,7 +127,7 @@ def decide_receipt(state: State, report: Report, *, category: str) -> Decision:
     if kind in (EventKind.complained, EventKind.unsubscribed):
         suppress = category
         why = Reason.complained if kind is EventKind.complained else Reason.opted_out
-    counts = (*((EventKind.delivered,) if lifted else ()), *((kind,) if new else ()))
+    counts = (*((EventKind.sent, EventKind.delivered) if lifted else ()), *((kind,) if new else ()))
     return Decision(
         status=Status.delivered if lifted else None,
         engagement=new,
@@ -149,11 +151,14 @@ def _decide_status(state: State, report: Report, to: Status) -> Decision:
         return Decision(
             event=report.kind, suppress=suppress, suppress_reason=reason, drop_address=effect is Effect.drop_address
         )
+    counts: tuple[EventKind, ...] = (report.kind,)
+    if moved is Status.delivered and state.status is not Status.sent:  # nobody had counted yet that it was sent
+        counts = (EventKind.sent, report.kind)
     return Decision(
         status=moved,
         reason=reason,
         event=report.kind,
-        counts=(report.kind,),
+        counts=counts,
         suppress=suppress,
         suppress_reason=reason,
         drop_address=effect is Effect.drop_address,
@@ -276,9 +281,23 @@ class Receiver:
             starts = [(project_id, int(channel), m.sender, SENDER + m.recipient) for m in fresh if m.keyword == "start"]
             if starts:
                 await conn.execute(SQL.lift_opt_outs, *effects.to_columns(starts))
+            await enqueue_notices(conn, [self._to_notice(project_id, channel, m) for m in fresh], now)
             return len(fresh)
 
         return await self._database.transaction(work)
+
+
+    def _to_notice(self, project_id: int, channel: Channel, message: Inbound) -> Notice:
+        data = {
+            "channel": channel.name,
+            "sender": message.sender,
+            "recipient": message.recipient,
+            "text": message.text,
+            "keyword": message.keyword,
+            "provider_id": message.provider_id,
+            "at": message.at,
+        }
+        return Notice(ids.new_id(self._clock.now(), self._clock.random), project_id, SMS_INBOUND, data)
 
 
 async def apply_facts(

@@ -6,6 +6,7 @@ again.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -14,15 +15,35 @@ from tidings import ids
 from tidings.channels import CHANNELS
 from tidings.directory.catalog import TemplateVersion
 from tidings.errors import RenderError
-from tidings.flow.load import Delivery
+from tidings.flow.load import Delivery, list_barred
+from tidings.flow.options import Extras, File
 from tidings.flow.request import DirectContent, to_fields
 from tidings.model.messages import Message
+from tidings.model.words import Priority
 
 _decode_content = msgspec.json.Decoder(DirectContent).decode
+_decode_metadata = msgspec.json.Decoder(dict[str, str]).decode
 
 
-def render_message(delivery: Delivery, template: TemplateVersion | None, traceparent: str | None) -> Message:
+def render_message(
+    delivery: Delivery,
+    template: TemplateVersion | None,
+    traceparent: str | None,
+    *,
+    category: str = "",
+    extras: Extras | None = None,
+    read: Callable[[File], bytes | None] = lambda _: None,
+    headers: Sequence[tuple[str, str]] = (),
+    report_url: str | None = None,
+) -> Message:
     """The message of a delivery.
+
+    Args:
+        category: of its type.
+        extras: the request's options.
+        read: gives the content of an attached file; None if it is not kept any more.
+        headers: what the road adds to the header of a mail; a field that the request sets itself stays as it is.
+        report_url: where the device reports what became of a push message.
 
     Raises:
         RenderError: the template cannot be rendered with this data, or what it makes is not a message.
@@ -33,14 +54,24 @@ def render_message(delivery: Delivery, template: TemplateVersion | None, tracepa
         fields = template.compiled.render(delivery.channel, delivery.locale, to_variables(delivery))
     else:
         raise RenderError("There is neither a template nor content.")
+    if extras is not None:
+        fields |= extras.fields(delivery.channel)
+    content = CHANNELS[delivery.channel].to_content(fields)
+    if extras is not None or headers:
+        content = (extras or Extras()).complete(content, read, headers)
     return Message(
         delivery=delivery.id,
         channel=delivery.channel,
         to=delivery.address,
-        content=CHANNELS[delivery.channel].to_content(fields),
+        content=content,
         template_version=delivery.template_version_id,
         traceparent=traceparent,
         expires_at=delivery.expires_at,
+        priority=Priority(delivery.priority),
+        category=category,
+        metadata=tuple(_decode_metadata(delivery.metadata).items()) if delivery.metadata is not None else (),
+        barred=list_barred(delivery.suppressed),
+        report_url=report_url,
     )
 
 

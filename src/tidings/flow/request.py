@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, NamedTuple
 from uuid import UUID
@@ -17,11 +17,22 @@ import msgspec
 
 from tidings.channels import CHANNELS
 from tidings.directory.access import Caller
+from tidings.directory.blobs import Blob
 from tidings.directory.catalog import TemplateVersion, TypeVersion
 from tidings.directory.users import parse_locale
 from tidings.engine.jobs import NewJob
 from tidings.errors import FieldError, Forbidden, Invalid, RenderError
 from tidings.flow.jobs import plan_job, to_mask
+from tidings.flow.options import (
+    OPTIONS_LIMIT,
+    Action,
+    AttachmentRequest,
+    Extras,
+    Options,
+    parse_options,
+    to_field_texts,
+    to_stored,
+)
 from tidings.model.words import CHANNELS_OF_THIS_VERSION, Channel, Guarantee, Priority, Scope
 
 DATA_LIMIT: Final = 64 * 1024
@@ -34,16 +45,20 @@ _NUL: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 """An escaped U+0000 in JSON, but not the text `\\u0000` itself, whose backslash is escaped."""
 
 
-class To(msgspec.Struct, forbid_unknown_fields=True):
+class To(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """Whom to tell: exactly one of these."""
 
     user: str | None = None
     email: str | None = None
     phone: str | None = None
     webhook: str | None = None
+    push: str | dict[str, Any] | None = None
+    """A device with its vendor in front (`fcm:…`, `apns:…`), or a Web Push subscription as the browser gives it."""
+    chat: str | None = None
+    """A room with its vendor in front (`slack:…`, `discord:…`, `apprise:…`), or the URL of its webhook."""
 
 
-class DirectContent(msgspec.Struct, forbid_unknown_fields=True):
+class DirectContent(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """What to say without a type. Which fields count depends on the channel of the address."""
 
     subject: str | None = None
@@ -53,9 +68,17 @@ class DirectContent(msgspec.Struct, forbid_unknown_fields=True):
     body: str | None = None
     url: str | None = None
     payload: dict[str, Any] | None = None
+    image: str | None = None
+    data: dict[str, Any] | None = None
+    actions: list[Action] | None = None
+    badge: int | None = None
+    sound: str | None = None
+    collapse_key: str | None = None
+    silent: bool | None = None
 
 
-class Request(msgspec.Struct, forbid_unknown_fields=True):
+# What is left out is left out of the fingerprint too, so that a request stays the same when there are more fields.
+class Request(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """One notification as the API takes it."""
 
     to: To
@@ -69,6 +92,8 @@ class Request(msgspec.Struct, forbid_unknown_fields=True):
     expires_at: datetime | None = None
     locale: str | None = None
     metadata: dict[str, str] | None = None
+    options: Options | None = None
+    attachments: list[AttachmentRequest] | None = None
     idempotency_key: str | None = None
     """In a batch; a single request has the `Idempotency-Key` header."""
 
@@ -93,6 +118,7 @@ class Row(NamedTuple):
     send_at: datetime | None
     expires_at: datetime | None
     traceparent: str | None
+    options: str | None
 
 
 class Draft(NamedTuple):
@@ -105,6 +131,8 @@ class Draft(NamedTuple):
     fingerprint: bytes | None
     taken_at: float = 0.0
     """Monotonic seconds."""
+    blobs: tuple[Blob, ...] = ()
+    """Files that came with the request; they are stored before it is."""
 
 
 _encode: Final = msgspec.json.Encoder().encode
@@ -121,8 +149,12 @@ def decide_acceptance(
     horizon: timedelta,
     id_: UUID,
     traceparent: str | None,
+    blobs: Mapping[bytes, int] = {},
 ) -> Draft:
     """The notification that this request makes. Pure.
+
+    Args:
+        blobs: sizes of the blobs that the request names, by hash; those that the project does not have are missing.
 
     Raises:
         Invalid: with every fault that was found.
@@ -132,13 +164,14 @@ def decide_acceptance(
     data_text = _text(request.data, DATA_LIMIT, "/data", errors)
     content_text = _text(_content_dict(request.content), DATA_LIMIT, "/content", errors)
     metadata_text = _text(request.metadata, METADATA_LIMIT, "/metadata", errors)
+    _text(request.options, OPTIONS_LIMIT, "/options", errors)
     if request.channels is not None and len(request.channels) > len(Channel):
         errors.append(FieldError(f"There are only {len(Channel)} channels; name each once.", "/channels"))
     if errors:  # what is too large is not looked at any further
         raise Invalid(_summary(errors), errors=errors)
     to = request.to
-    if (to.user is not None) + (to.email is not None) + (to.phone is not None) + (to.webhook is not None) != 1:
-        errors.append(FieldError("Give exactly one of `user`, `email`, `phone`, `webhook`.", "/to"))
+    if (to.user, to.email, to.phone, to.webhook, to.push, to.chat).count(None) != 5:
+        errors.append(FieldError("Give exactly one of `user`, `email`, `phone`, `webhook`, `push`, `chat`.", "/to"))
     channel, address = _ad_hoc(to, errors)
     allowed = _allowed_channels(request, errors)
     if type_ is not None and template is not None:
@@ -165,15 +198,18 @@ def decide_acceptance(
         if request.content is None:
             errors.append(FieldError("Give the `type` of the notification, or its `content`.", "/type"))
         elif channel is None:
-            errors.append(
-                FieldError("Content without a type goes to one address: `email`, `phone` or `webhook`.", "/to")
-            )
-        else:
-            errors += _check_content(channel, request.content)
+            said = "Content without a type goes to one address: `email`, `phone`, `webhook`, `push` or `chat`."
+            errors.append(FieldError(said, "/to"))
         if request.data is not None:
             errors.append(FieldError("`data` belongs to a type; here `content` says it all.", "/data"))
         priority = Priority[request.priority] if request.priority else Priority.medium
         at_most_once = request.guarantee is Guarantee.at_most_once
+    extras: Extras | None = None
+    files: tuple[Blob, ...] = ()
+    if request.options is not None or request.attachments:
+        extras, files = parse_options(request.options, request.attachments, channels, blobs, errors)
+    if channel is not None and request.content is not None and type_ is None:
+        errors += _check_content(channel, request.content, extras)
     send_at = _check_time(request.send_at, "/send_at", now, horizon, errors)
     expires_at = _check_time(request.expires_at, "/expires_at", now, horizon, errors)
     if request.expires_at is not None and expires_at is None and not errors:
@@ -210,9 +246,10 @@ def decide_acceptance(
         send_at,
         expires_at,
         traceparent,
+        to_stored(extras),
     )
     job = plan_job(id_, caller.project_id, int(priority), channels, send_at, traceparent)
-    return Draft(row, job, type_.category if type_ is not None else "", None, None)
+    return Draft(row, job, type_.category if type_ is not None else "", None, None, blobs=files)
 
 
 def _ad_hoc(to: To, errors: list[FieldError]) -> tuple[Channel | None, str | None]:
@@ -220,8 +257,12 @@ def _ad_hoc(to: To, errors: list[FieldError]) -> tuple[Channel | None, str | Non
         (Channel.email, "email", to.email),
         (Channel.sms, "phone", to.phone),
         (Channel.webhook, "webhook", to.webhook),
+        (Channel.push, "push", to.push),
+        (Channel.chat, "chat", to.chat),
     ):
         if text is not None:
+            if isinstance(text, dict):
+                text = _encode(text).decode()
             try:
                 return channel, CHANNELS[channel].parse_address(text)
             except ValueError as error:
@@ -241,9 +282,12 @@ def _allowed_channels(request: Request, errors: list[FieldError]) -> int | None:
     return to_mask(Channel[name] for name in request.channels)
 
 
-def _check_content(channel: Channel, content: DirectContent) -> list[FieldError]:
+def _check_content(channel: Channel, content: DirectContent, extras: Extras | None) -> list[FieldError]:
+    fields = to_fields(channel, content)
+    if extras is not None:
+        fields |= extras.fields(channel)
     try:
-        CHANNELS[channel].to_content(to_fields(channel, content))
+        CHANNELS[channel].to_content(fields)
     except RenderError as error:
         return [FieldError(str(error), "/content")]
     return []
@@ -255,7 +299,7 @@ def to_fields(channel: Channel, content: DirectContent) -> dict[str, str]:
     if channel is Channel.webhook:
         payload = given.get("payload") or {k: v for k, v in given.items() if k != "payload"}
         return {"body": _encode(payload).decode()}
-    return {k: v for k, v in given.items() if isinstance(v, str)}
+    return to_field_texts(given)
 
 
 def _content_dict(content: DirectContent | None) -> dict[str, Any] | None:

@@ -7,34 +7,43 @@ knows. A bug in a provider counts as not knowing, since its bytes may have left.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from typing import Final
 
+import asyncpg
 import structlog
 
 from tidings import ids
 from tidings.clock import Clock
 from tidings.db.pool import Database
-from tidings.directory.catalog import Account, Catalog, TemplateVersion
+from tidings.directory.blobs import Place, Shelf
+from tidings.directory.catalog import Account, Catalog, TemplateVersion, TypeVersion
+from tidings.directory.projects import Project
 from tidings.engine.gate import Limits
-from tidings.engine.jobs import Job
+from tidings.engine.jobs import Job, Retry
 from tidings.engine.lane import Outcome
 from tidings.errors import ProviderError, RenderError
-from tidings.flow.load import Delivery, load_deliveries
+from tidings.flow.load import Delivery, is_suppressed, load_deliveries
+from tidings.flow.options import Extras, decode_extras
 from tidings.flow.render import render_message
 from tidings.flow.settle import Ended, Settlement, Settler
+from tidings.flow.tracking import Tracker
 from tidings.model.messages import Deferred, Message, Rejected, SendResult, Sent, Throttled, Uncertain
 from tidings.model.words import EFFECTS, Channel, Effect, Reason, Status
 from tidings.providers import registry
-from tidings.providers.port import Config, Provider, Surroundings
+from tidings.providers.port import Config, Provider, ProviderSpec, Receipts, Surroundings
 from tidings.providers.simulator import simulated_outcome
 
 log = structlog.get_logger(__name__)
 
 MARGIN: Final = 2.0
 """Seconds of lease that must remain beyond the time-out of a send, for settling it."""
+
+FOLLOWED: Final = frozenset({Channel.email, Channel.push})
+"""Channels whose messages can be made to tell what became of them."""
 
 GRACE: Final = 0.5
 """Seconds beyond its time-out after which a provider that does not end by itself is broken off; less than MARGIN."""
@@ -43,6 +52,9 @@ ACCOUNT_REASONS: Final = frozenset(
     {Reason.connect_failed, Reason.provider_error, Reason.bad_answer, Reason.unauthorized, Reason.blocked}
 )
 """Reasons that speak against the account rather than the message."""
+
+
+NO_ACCOUNT: Final = "it was switched off or removed, or none serves addresses of this kind"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +68,18 @@ class Prepared:
     siblings: tuple[int, ...] = ()
     """The other accounts of the project on this channel, for failover."""
     category: str = ""
+    extras: Extras | None = None
+    files: Mapping[Place, int] | None = None
+    """The blobs that go with it, with their sizes."""
+    shelved: bool = False
+    """They are in memory already; else they are loaded when there is room for them."""
+    project: Project | None = None
+    tracked: bool = False
+    """Its type and category allow that its opens and clicks are watched."""
+    bound: bool = False
+    """Not every account of the channel serves this address."""
+    reroute: int | None = None
+    """The account that it goes to instead: the one that it was claimed for does not serve addresses of this kind."""
 
 
 class Sender:
@@ -70,6 +94,8 @@ class Sender:
         clock: Clock,
         *,
         timeout: timedelta,
+        tracker: Tracker | None = None,
+        handle_receipts: Callable[[Account, Receipts], Awaitable[object]] | None = None,
         create: Callable[[str, Config, Surroundings], Provider] = registry.create,
     ) -> None:
         self._database = database
@@ -79,9 +105,12 @@ class Sender:
         self._clock = clock
         self._timeout = timeout.total_seconds()
         self._create = create
+        self._tracker = tracker
+        self._handle_receipts = handle_receipts
         self._providers: dict[int, tuple[int, Provider]] = {}
         self._limits: dict[int, tuple[Account, Limits]] = {}
         self._retired: set[asyncio.Task[None]] = set()
+        self._shelf = Shelf(database)
 
     # ------------------------------------------------------------ accounts
 
@@ -122,7 +151,12 @@ class Sender:
         known = self._providers.get(account.id)
         if known is not None and known[0] == account.revision:
             return known[1]
-        provider = self._create(account.provider, account.config, self._surroundings)
+        surroundings = self._surroundings
+        if account.callback_path is not None and self._tracker is not None:
+            surroundings = replace(surroundings, callback_url=self._tracker.callback_url(account.callback_path))
+        provider = self._create(account.provider, account.config, surroundings)
+        if (listen := getattr(provider, "listen", None)) is not None and self._handle_receipts is not None:
+            listen(partial(self._handle_receipts, account))
         self._providers[account.id] = (account.revision, provider)
         if known is not None:
             self._retire(known[1])
@@ -167,12 +201,21 @@ class Sender:
                 continue
             accounts = (await self._catalog.load_accounts(job.project_id)).get(delivery.channel, ())
             siblings: tuple[int, ...] = ()
+            bound, reroute = False, None
             if delivery.test or simulated_outcome(delivery.channel, delivery.address) is not None:
                 # Whatever the claim said: what is simulated never leaves the house.
                 account = next((a for a in accounts if a.test), None)
             else:
                 account = next((a for a in accounts if a.id == job.account_id), None)
-                siblings = tuple(a.id for a in accounts if not a.test and a.weight > 0 and a.id != job.account_id)
+                live = [a for a in accounts if not a.test and a.weight > 0]
+                serving = [a for a in live if a.serves(delivery.address)]
+                bound = len(serving) < len(live)
+                others = [a for a in serving if a.id != job.account_id]
+                siblings = tuple(a.id for a in others)
+                if account is not None and not account.test and not account.serves(delivery.address):
+                    account = None
+                    if others:
+                        reroute = self._clock.random.choices(others, [a.weight for a in others])[0].id
             prepared.append(
                 Prepared(
                     delivery,
@@ -180,9 +223,38 @@ class Sender:
                     account,
                     siblings,
                     types[delivery.type_version_id].category if delivery.type_version_id in types else "",
+                    decode_extras(delivery.options) if delivery.options is not None else None,
+                    project=await self._followed(delivery),
+                    tracked=delivery.type_version_id is None or _may_be_tracked(types.get(delivery.type_version_id)),
+                    bound=bound,
+                    reroute=reroute,
                 )
             )
+        if any(p.extras is not None and p.extras.attachments for p in prepared):
+            return await self._shelve_some(prepared)
         return prepared
+
+    async def _followed(self, delivery: Delivery) -> Project | None:
+        """The project, where its settings matter for a message on this channel."""
+        if self._tracker is None or delivery.channel not in FOLLOWED:
+            return None
+        return await self._catalog.load_project(delivery.project_id)
+
+    async def _shelve_some(self, prepared: Sequence[Prepared]) -> Sequence[Prepared]:
+        """With the blobs of those that will be sent, as far as there is room for them now."""
+        named = [
+            {(p.delivery.project_id, file.digest): file.size for file in p.extras.attachments}
+            if p.delivery is not None
+            and p.delivery.channel is Channel.email
+            and p.extras is not None
+            and p.account is not None
+            and _forbidden(p) is None
+            else {}
+            for p in prepared
+        ]
+        wanted = [i for i, files in enumerate(named) if files]
+        shelved = dict(zip(wanted, await self._shelf.take_some([named[i] for i in wanted]), strict=True))
+        return [replace(p, files=named[i], shelved=shelved.get(i, False)) for i, p in enumerate(prepared)]
 
     async def send(self, job: Job, prepared: Prepared, deadline: float) -> Outcome[Settlement] | None:
         """One attempt; None when too little of the lease is left to begin it."""
@@ -190,14 +262,50 @@ class Sender:
         ended = _forbidden(prepared)
         if ended is not None or delivery is None:
             return Outcome(self._settle(job, prepared, ended or Ended(Status.failed, Reason.expired)))
+        if prepared.reroute is not None:
+            return Outcome(
+                Settlement(job, delivery, None, retry=Retry(job, timedelta(0), prepared.reroute, job.attempt))
+            )
         if prepared.account is None:
-            return Outcome(self._settle(job, prepared, Rejected(Reason.no_account, "it was switched off or removed")))
+            return Outcome(self._settle(job, prepared, Rejected(Reason.no_account, NO_ACCOUNT)))
+        if not prepared.files:
+            return await self._attempt(job, prepared, delivery, prepared.account, deadline)
+        if not prepared.shelved and not await self._shelve(prepared.files, deadline):
+            return None
         try:
-            message = render_message(delivery, prepared.template, job.traceparent)
+            return await self._attempt(job, prepared, delivery, prepared.account, deadline)
+        finally:
+            self._shelf.give_back(prepared.files)
+
+    async def _shelve(self, files: Mapping[Place, int], deadline: float) -> bool:
+        """Wait for room for the attachments, as long as the lease allows; says whether they are there."""
+        patience = deadline - self._clock.monotonic() - self._timeout - MARGIN
+        try:
+            async with asyncio.timeout(patience):
+                await self._shelf.take(files)
+        except (TimeoutError, asyncio.CancelledError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+            # Nothing has left, so also one that is broken off goes back as if it had never been claimed.
+            return False
+        return True
+
+    async def _attempt(
+        self, job: Job, prepared: Prepared, delivery: Delivery, account: Account, deadline: float
+    ) -> Outcome[Settlement] | None:
+        try:
+            message = render_message(
+                delivery,
+                prepared.template,
+                job.traceparent,
+                category=prepared.category,
+                extras=prepared.extras,
+                read=lambda file: self._shelf.get((delivery.project_id, file.digest)),
+            )
         except RenderError as error:
             return Outcome(self._settle(job, prepared, Ended(Status.failed, Reason.render_failed, str(error))))
+        if self._tracker is not None and prepared.project is not None:
+            message = self._tracker.follow(message, prepared.project, tracked=prepared.tracked)
         try:
-            provider = self._provider(prepared.account)
+            provider = self._provider(account)
         except ProviderError as error:
             return Outcome(self._settle(job, prepared, Rejected(Reason.unauthorized, str(error))), account_failed=True)
         timeout = min(self._timeout, provider.spec.timeout.total_seconds())
@@ -214,11 +322,11 @@ class Sender:
         except ProviderError as error:
             result = Rejected(Reason.unsupported, str(error))
         except Exception as error:
-            log.error("send.provider_broke", provider=prepared.account.provider, exc_info=error)
+            log.error("send.provider_broke", provider=account.provider, exc_info=error)
             result = Uncertain(f"the adapter failed: {type(error).__name__}")
-        self._settler.observe_attempt(prepared.account, result, self._clock.monotonic() - began)
+        self._settler.observe_attempt(account, result, self._clock.monotonic() - began)
         return Outcome(
-            self._settle(job, prepared, result, confirms=provider.spec.confirms_delivery, message=message),
+            self._settle(job, prepared, result, spec=provider.spec, message=message),
             account_failed=_speaks_against_account(result, per_address=provider.spec.per_address),
             pause=_pause(result),
         )
@@ -237,7 +345,7 @@ class Sender:
         prepared: Prepared,
         what: SendResult | Ended,
         *,
-        confirms: bool = False,
+        spec: ProviderSpec | None = None,
         message: Message | None = None,
     ) -> Settlement:
         return self._settler.decide(
@@ -246,8 +354,10 @@ class Sender:
             what,
             account=prepared.account,
             siblings=prepared.siblings,
+            bound=prepared.bound,
             category=prepared.category,
-            confirms=confirms,
+            confirms=spec is not None and spec.confirms_delivery,
+            link=spec is not None and spec.receipts is not None and not spec.echoes_key,
             message=message,
         )
 
@@ -263,11 +373,15 @@ def _forbidden(prepared: Prepared) -> Ended | None:
         return Ended(Status.cancelled, Reason.cancelled)
     if delivery.expired:
         return Ended(Status.expired, Reason.expired)
-    if delivery.suppressed:
+    if is_suppressed(delivery.suppressed, prepared.category):
         return Ended(Status.skipped, Reason.suppressed)
     if delivery.user_deleted:
         return Ended(Status.skipped, Reason.user_deleted)
     return None
+
+
+def _may_be_tracked(type_: TypeVersion | None) -> bool:
+    return type_ is not None and type_.tracking and not type_.required
 
 
 def _speaks_against_account(result: SendResult, *, per_address: bool) -> bool | None:

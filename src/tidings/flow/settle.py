@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
@@ -25,8 +25,13 @@ from tidings.directory.catalog import Account, Catalog
 from tidings.engine import jobs as queue
 from tidings.engine.checkpoint import Checkpoint, no_checkpoint
 from tidings.engine.jobs import Job, Retry
+from tidings.flow import effects, inbox
+from tidings.flow.endpoints import Endpoints, Sighting
+from tidings.flow.hooks import apply_expired_messages
+from tidings.flow.jobs import HOOK
 from tidings.flow.load import Delivery, load_deliveries
 from tidings.flow.measure import Counts, Dimension, Meter
+from tidings.flow.receipts import link_sent
 from tidings.model.messages import (
     Deferred,
     InApp,
@@ -40,6 +45,7 @@ from tidings.model.messages import (
 )
 from tidings.model.transitions import decide_transition
 from tidings.model.words import EFFECTS, Channel, Effect, EventKind, Reason, Status
+from tidings.providers.simulator import simulated_outcome
 
 SQL: Final = load_queries(__package__, "settle.sql")
 
@@ -106,6 +112,8 @@ class Settlement:
     dead: bool = False
     item: InApp | None = None
     category: str = ""
+    link: bool = False
+    """The vendor's receipts will name its own id only."""
 
 
 def decide_settlement(
@@ -117,6 +125,8 @@ def decide_settlement(
     siblings: Sequence[int],
     category: str,
     confirms: bool,
+    link: bool = False,
+    bound: bool = False,
     message: Message | None,
     policy: Policy,
     rng: random.Random,
@@ -132,6 +142,8 @@ def decide_settlement(
         siblings: the other accounts that failover may turn to.
         category: the type's, for the roll-ups.
         confirms: `Sent` means delivered for this provider.
+        link: its receipts name the vendor's id of the message and not ours.
+        bound: not every account of the channel serves this address, so a free choice might meet one that does not.
         message: what was sent.
         policy: the channel's retry policy.
         now: for expiry and giving up.
@@ -177,7 +189,7 @@ def decide_settlement(
         # Items are stored by settling: what was not settled did certainly not happen.
         what = Deferred(Reason.provider_error, detail=what.detail)
     made = job.attempt + 1
-    stay = account_id if simulated else None
+    stay = account_id if simulated or bound else None
     match what:
         case Ended(status=status, reason=None):
             return Settlement(job, delivery, None)
@@ -189,7 +201,7 @@ def decide_settlement(
             item = message.content if message is not None and isinstance(message.content, InApp) else None
             return end(
                 status, None, EventKind(int(status)), attempted=True, evidence=_evidence(what),
-                provider_id=provider_id, item=None if simulated else item,
+                provider_id=provider_id, item=None if simulated else item, link=link and provider_id is not None,
             )  # fmt: skip
         case Rejected(reason=reason):
             elsewhere = EFFECTS[reason] is Effect.failover or (reason is Reason.no_account and siblings)
@@ -258,6 +270,7 @@ class Settler:
         checkpoint: Checkpoint = no_checkpoint,
         observe_settled: Callable[[Settlement], None] | None = None,
         observe_attempt: Callable[[Account, SendResult, float], None] | None = None,
+        bell: inbox.Bell | None = None,
     ) -> None:
         self._database = database
         self._catalog = catalog
@@ -266,6 +279,8 @@ class Settler:
         self._policies = policies
         self._checkpoint = checkpoint
         self._observe_settled = observe_settled
+        self._bell = bell
+        self._endpoints = Endpoints(clock)
         self.observe_attempt: Callable[[Account, SendResult, float], None] = observe_attempt or (lambda *_: None)
 
     def decide(
@@ -278,6 +293,8 @@ class Settler:
         siblings: Sequence[int] = (),
         category: str = "",
         confirms: bool = False,
+        link: bool = False,
+        bound: bool = False,
         message: Message | None = None,
     ) -> Settlement:
         """`decide_settlement` with this settler's policies, clock and dice."""
@@ -290,6 +307,8 @@ class Settler:
             siblings=siblings,
             category=category,
             confirms=confirms,
+            link=link,
+            bound=bound,
             message=message,
             policy=self._policies[channel],
             rng=self._clock.random,
@@ -310,6 +329,9 @@ class Settler:
         if self._observe_settled is not None:
             for settlement in written:
                 self._observe_settled(settlement)
+        if self._bell is not None:
+            new = {(s.delivery.project_id, s.delivery.address) for s in written if s.item is not None and s.delivery}
+            self._bell.ring(new)
         return {s.job.lane for s in written if s.retry is not None and not s.retry.after}
 
     async def write(self, conn: Connection, batch: Sequence[Settlement]) -> list[Settlement]:
@@ -331,11 +353,23 @@ class Settler:
         await self._insert_events(conn, events, now)
         await self._insert_effects(conn, [s for s in valid if s.job.id in moved], now)
         await self._meter.apply(conn, _count(counted))
+        if sightings := _list_sightings(valid):
+            await self._endpoints.apply(conn, sightings, now)
+        if linked := [
+            (s.account_id, s.job.project_id, s.provider_id, s.job.id)
+            for s in (*valid, *late)
+            if s.link and s.account_id is not None and s.provider_id is not None
+        ]:
+            await link_sent(conn, self._meter, self._clock, linked)
         return valid
 
     async def apply_expired(self, conn: Connection, jobs: Sequence[Job]) -> Collection[int]:
         """The sweeper's handler: leases ran out, so it is not known whether these were sent; that is written down."""
-        jobs = sorted(jobs, key=lambda job: job.id)
+        if messages := [job for job in jobs if job.kind == HOOK]:
+            await apply_expired_messages(conn, messages, self._clock.db_now())
+        jobs = sorted((job for job in jobs if job.kind != HOOK), key=lambda job: job.id)
+        if not jobs:
+            return ()
         deliveries = await load_deliveries(conn, [(j.id, j.project_id) for j in jobs], self._clock.db_now())
         types = await self._catalog.load_type_versions(
             {(d.project_id, d.type_version_id) for d in deliveries if d is not None and d.type_version_id is not None}
@@ -394,9 +428,7 @@ class Settler:
         moved = await self._update(conn, allowed, now)
         lifted = [s for s in proofs if s.job.id in moved]
         if lifted:
-            await conn.execute(
-                SQL.delete_lifted_letters, [s.job.project_id for s in lifted], [s.job.id for s in lifted]
-            )
+            await effects.lift_dead_letters(conn, [(s.job.project_id, s.job.id) for s in lifted])
         return lifted
 
     async def _still_allowed(self, conn: Connection, batch: Sequence[Settlement]) -> list[tuple[Settlement, Status]]:
@@ -440,40 +472,45 @@ class Settler:
     async def _insert_events(
         self, conn: Connection, events: Sequence[tuple[Settlement, EventKind]], now: datetime | None
     ) -> None:
-        if not events:
-            return
         rng = self._clock.random
         rows = []
         for s, kind in events:
             assert s.delivery is not None
             rows.append(
-                (
-                    ids.child_id(s.job.id, rng), s.job.project_id, s.delivery.notification_id, s.job.id, int(kind),
+                effects.Event(
+                    ids.child_id(s.job.id, rng), s.job.project_id, s.delivery.notification_id, s.job.id, kind,
                     s.attempts or None, s.account_id, s.reason, s.provider_id, s.evidence,
                 )
             )  # fmt: skip
-        await conn.execute(SQL.insert_events, *_columns(rows), now)
+        await effects.apply_events(conn, rows, now)
 
     async def _insert_effects(self, conn: Connection, moved: Sequence[Settlement], now: datetime | None) -> None:
         known = [(s, s.delivery) for s in moved if s.delivery is not None]
-        suppress = [(d.project_id, int(d.channel), d.address, s.reason, d.id) for s, d in known if s.suppress]
-        if suppress:
-            await conn.execute(SQL.insert_suppressions, *_columns(suppress), now)
-        drop = sorted(
-            (d.project_id, d.user_id, int(d.channel), d.address)
+        # Of the whole channel: no message at all reaches an address that does not exist.
+        suppress = [
+            effects.Suppression(d.project_id, d.channel, d.address, "", str(s.reason), d.id)
+            for s, d in known
+            if s.suppress
+        ]
+        await effects.apply_suppressions(conn, suppress, now)
+        drop = [
+            effects.DroppedAddress(d.project_id, d.user_id, d.channel, d.address)
             for s, d in known
             if s.drop_address and d.user_id is not None
-        )
-        if drop:
-            await conn.execute(SQL.drop_addresses, *_columns(drop), now)
-        dead = [
-            (d.project_id, d.id, d.notification_id, int(d.channel), s.reason, s.attempts) for s, d in known if s.dead
         ]
-        if dead:
-            await conn.execute(SQL.insert_dead_letters, *_columns(dead), now)
-        items = [(s, d, s.item) for s, d in known if s.item is not None]
-        if items:
-            await _insert_items(conn, items, now)
+        await effects.apply_drops(conn, drop, now)
+        dead = [
+            effects.DeadLetter(d.project_id, d.id, d.notification_id, d.channel, str(s.reason), s.attempts)
+            for s, d in known
+            if s.dead
+        ]
+        await effects.apply_dead_letters(conn, dead, now)
+        items = [
+            inbox.NewItem((d.project_id, d.address), d.id, d.notification_id, s.item, s.category or None)
+            for s, d in known
+            if s.item is not None
+        ]
+        await inbox.insert_items(conn, items, now)
 
 
 def _stop(s: Settlement) -> Settlement:
@@ -483,33 +520,17 @@ def _stop(s: Settlement) -> Settlement:
     return replace(s, status=Status.cancelled, reason=Reason.cancelled, event=EventKind.cancelled, retry=None)
 
 
-async def _insert_items(
-    conn: Connection, items: Sequence[tuple[Settlement, Delivery, InApp]], now: datetime | None
-) -> None:
-    """Store inbox items under the next sequence numbers of their users; the counter's row lock orders the writers."""
-    per_user = Counter((d.project_id, d.address) for _, d, _ in items)
-    users = sorted(per_user)
-    rows = await conn.fetch(
-        SQL.raise_inbox_counters, [p for p, _ in users], [u for _, u in users], [per_user[user] for user in users]
-    )
-    last = {
-        (row["project_id"], row["user_id"]): row["last_seq"] - per_user[row["project_id"], row["user_id"]]
-        for row in rows
-    }
-    stored = []
-    for s, d, item in items:
-        last[d.project_id, d.address] += 1
-        stored.append(
-            (
-                d.project_id, d.address, last[d.project_id, d.address], d.id, d.notification_id, item.title, item.body,
-                item.url, s.category or None,
-            )
-        )  # fmt: skip
-    await conn.execute(SQL.insert_inbox_items, *_columns(stored), now)
-
-
-def _columns(rows: Iterable[tuple[Any, ...]]) -> list[list[Any]]:
-    return [list(column) for column in zip(*rows, strict=True)]
+def _list_sightings(batch: Sequence[Settlement]) -> list[Sighting]:
+    """What these attempts say of webhooks' endpoints."""
+    return [
+        Sighting(s.job.project_id, d.address, d.user_id, s.reason)
+        for s in batch
+        if (d := s.delivery) is not None
+        and d.channel is Channel.webhook
+        and (s.reason is not None or s.status in (Status.sent, Status.delivered))
+        and not d.test
+        and simulated_outcome(d.channel, d.address) is None
+    ]
 
 
 def _dimension(s: Settlement) -> Dimension:

@@ -19,29 +19,38 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
 from tidings import errors
+from tidings.web import callbacks
 from tidings.web.api import (
     accounts,
     audit,
+    blobs,
     categories,
     dead_letters,
+    hooks,
     keys,
     notifications,
     projects,
+    suppressions,
     templates,
     types,
     users,
 )
+from tidings.web.callbacks import add_callbacks
 from tidings.web.deps import Deps
 from tidings.web.edge import Edge
 from tidings.web.health import health_endpoints
+from tidings.web.inbox import items, stream
+from tidings.web.inbox.door import COOKIE, Door, is_inbox
 from tidings.web.problems import from_validation
 
 API: Final = "/api/v1"
-OPEN: Final = frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json", "/docs", "/docs/{name}"})
-"""The routes that ask for no key. Everything else takes one of `Reader`, `Sender`, `Admin`."""
+OPEN: Final = frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json", "/docs", "/docs/{name}"}) | callbacks.PATHS
+"""The routes that ask for no key: callbacks and links are signed instead. Everything else takes one of `Reader`,
+`Sender`, `Admin`."""
 
 ROUTERS: Final = (
     notifications.router,
+    blobs.router,
     dead_letters.router,
     users.router,
     categories.router,
@@ -49,8 +58,12 @@ ROUTERS: Final = (
     templates.router,
     accounts.router,
     projects.router,
+    suppressions.router,
+    hooks.router,
     keys.router,
     audit.router,
+    items.router,
+    stream.router,
 )
 
 _DESCRIPTION: Final = """\
@@ -86,7 +99,15 @@ def create_web(deps: Deps, routers: Sequence[APIRouter] = ()) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        middleware=[Middleware(Edge, access=deps.access, metrics=deps.metrics, rng=deps.clock.random)],
+        middleware=[
+            Middleware(
+                Edge,
+                access=deps.access,
+                door=Door(deps.tokens, deps.access),
+                metrics=deps.metrics,
+                rng=deps.clock.random,
+            )
+        ],
         exception_handlers={RequestValidationError: _refuse_request, HTTPException: _refuse_route},
         # The edge logs, counts and traces. FastAPI's own would record error texts, which may hold addresses, and
         # would obey environment variables that are not settings of ours.
@@ -103,6 +124,7 @@ def create_web(deps: Deps, routers: Sequence[APIRouter] = ()) -> FastAPI:
         app.include_router(router, prefix=API)
     _add_health(app, deps)
     _add_docs(app, deps)
+    add_callbacks(app, deps)
     app.state.templates = {context.endpoint: context.path for context in iter_route_contexts(app.routes)}
     return app
 
@@ -125,7 +147,9 @@ def to_openapi(app: FastAPI, extra: Mapping[str, Any]) -> dict[str, Any]:
         components["schemas"].pop(unused, None)
     components["responses"] = {error.__name__: _to_response_object(error) for error in _PROBLEMS}
     components["securitySchemes"] = {
-        "key": {"type": "http", "scheme": "bearer", "description": "An API key: `tdg_…`, or `tdgt_…` for tests."}
+        "key": {"type": "http", "scheme": "bearer", "description": "An API key: `tdg_…`, or `tdgt_…` for tests."},
+        "user": {"type": "http", "scheme": "bearer", "description": "A user token: `tdu_…`."},
+        "cookie": {"type": "apiKey", "in": "cookie", "name": COOKIE, "description": "A user token, from a page."},
     }
     for path, operation in _operations(document):
         _describe_problems(path, operation)
@@ -249,7 +273,7 @@ def _describe_problems(path: str, operation: dict[str, Any]) -> None:
         if answer.get("description") == "Successful Response":  # FastAPI's words for no words
             answer["description"] = "Done"
     operation["responses"] = dict(sorted(responses.items()))
-    operation.setdefault("security", [{"key": []}])
+    operation.setdefault("security", [{"user": []}, {"cookie": []}] if is_inbox(path) else [{"key": []}])
 
 
 def _operations(document: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

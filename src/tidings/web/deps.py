@@ -3,7 +3,8 @@
     @router.get("/categories")
     async def list_categories(deps: Given, caller: Reader, page: Paging) -> ...
 
-Every route under /api/v1 takes one of `Reader`, `Sender`, `Admin`; an architecture test sees to it.
+Every route under /api/v1 takes one of `Reader`, `Sender`, `Admin`, or, for a user's own inbox, `AsUser`; an
+architecture test sees to it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,13 @@ from tidings.web.health import Ready
 if TYPE_CHECKING:
     from tidings.directory.catalog import Catalog
     from tidings.directory.credentials import Vault
+    from tidings.directory.tokens import Tokens
+    from tidings.flow.callbacks import Callbacks
+    from tidings.flow.inbox import Inbox
     from tidings.flow.intervene import Intervener
+    from tidings.flow.receipts import Receiver
+    from tidings.flow.tracking import Signer
+    from tidings.web.inbox.live import Live
 
 Made = TypeVar("Made")
 Value = TypeVar("Value")
@@ -61,7 +68,15 @@ class Deps:
     vault: Vault
     catalog: Catalog
     intervener: Intervener
+    tokens: Tokens
+    inbox: Inbox
+    live: Live
+    receiver: Receiver
+    callbacks: Callbacks
+    signer: Signer
     ready: Ready
+    public_url: str | None = None
+    """How the outside reaches us."""
     retention: timedelta = timedelta(days=90)
     """How long notifications are kept; nothing may be planned beyond it."""
     extra_openapi: Mapping[str, Any] = field(default_factory=dict)

@@ -22,15 +22,23 @@ import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tidings.directory.access import Access, Caller
+from tidings.directory.blobs import BLOB_MAX
+from tidings.directory.tokens import UserCaller
 from tidings.errors import FieldError, Invalid, Malformed, TooLarge, UnsupportedMediaType
 from tidings.ids import API_KEY, to_public
 from tidings.telemetry import Metrics, Trace, child_trace, new_trace, parse_traceparent
+from tidings.web.inbox.door import Door, is_inbox
 from tidings.web.problems import to_pointer, to_problem, to_response
 
 _log = structlog.get_logger(__name__)
 
 BODY_MAX: Final = 1024 * 1024
 """Bytes of a request's body."""
+RAW: Final[Mapping[str, int]] = {"/api/v1/blobs": BLOB_MAX}
+"""Paths whose bodies are not JSON but files, and how many bytes each may have."""
+CALLBACKS: Final = ("/callbacks/", "/r/")
+CALLBACK_MAX: Final = 8 * 1024 * 1024
+"""What vendors and devices report, in whatever form; the largest are bounced mails."""
 _DRAIN_MAX: Final = 64 * 1024 * 1024
 """Bytes that are read and thrown away after a body proved too large, so that the caller gets to read the answer."""
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -60,9 +68,10 @@ class Edge:
     It tells routes by `app.state.templates`: the path template of each endpoint.
     """
 
-    def __init__(self, app: ASGIApp, *, access: Access, metrics: Metrics, rng: random.Random) -> None:
+    def __init__(self, app: ASGIApp, *, access: Access, door: Door, metrics: Metrics, rng: random.Random) -> None:
         self._app = app
         self._access = access
+        self._door = door
         self._metrics = metrics
         self._rng = rng
 
@@ -95,10 +104,16 @@ class Edge:
         try:
             scope["path"] = _decode_path(scope)
             _check_query(scope)
-            if api:
+            if is_inbox(scope["path"]):
+                if scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
+                    await send_response(answer, 204, await self._door.preflight(headers), b"")
+                    return
+                state["user"] = await self._door.enter(headers, extra)
+            elif api:
                 state["caller"] = await self._access.authenticate(_text(headers.get(b"authorization")))
-            body = await read_body(receive, BODY_MAX)
-            if body and scope["method"] in _WITH_BODY:
+            raw = CALLBACK_MAX if scope["path"].startswith(CALLBACKS) else RAW.get(scope["path"])
+            body = await read_body(receive, raw or BODY_MAX)
+            if body and raw is None and scope["method"] in _WITH_BODY:
                 check_json(body, headers.get(b"content-type"))
             await self._app(scope, _replay(body, receive), answer)
         except ClientGone:
@@ -118,12 +133,21 @@ class Edge:
                 status=status,
                 seconds=time.perf_counter() - started_at,
                 caller=state.get("caller"),
+                user=state.get("user"),
                 trace=trace,
             )
 
 
 def observe_request(
-    metrics: Metrics, *, method: str, route: str, status: int, seconds: float, caller: Caller | None, trace: Trace
+    metrics: Metrics,
+    *,
+    method: str,
+    route: str,
+    status: int,
+    seconds: float,
+    caller: Caller | None,
+    trace: Trace,
+    user: UserCaller | None = None,
 ) -> None:
     """One log line and the metrics of one request.
 
@@ -140,7 +164,7 @@ def observe_request(
         route=route,
         status=status,
         ms=round(seconds * 1000, 2),
-        project=caller.project_key if caller else None,
+        project=found.project_key if (found := caller or user) else None,
         key=_to_key_id(caller.key_id) if caller else None,
         trace=trace.trace_id,
     )

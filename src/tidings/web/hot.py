@@ -22,6 +22,7 @@ from tidings.clock import Clock
 from tidings.directory.access import Access, Caller
 from tidings.errors import FieldError, Invalid, Malformed, MethodNotAllowed, Problem
 from tidings.flow.accept import BATCH_LIMIT, Accepted, Acceptor, Answer
+from tidings.flow.options import AttachmentRequest, EmailOptions, Options, PushOptions, SmsOptions
 from tidings.flow.request import DirectContent, Request, To
 from tidings.telemetry import Metrics, Trace, child_trace, new_trace, parse_traceparent
 from tidings.web.deps import parse_idempotency_key
@@ -59,9 +60,19 @@ _decode_raw_batch: Final = msgspec.json.Decoder(_RawBatch).decode
 _encode: Final = msgspec.json.Encoder().encode
 _FIELDS: Final = {
     name: {field.encode_name for field in msgspec.structs.fields(kind)}
-    for name, kind in (("", Request), ("/to", To), ("/content", DirectContent))
+    for name, kind in (
+        ("", Request),
+        ("/to", To),
+        ("/content", DirectContent),
+        ("/options", Options),
+        ("/options/email", EmailOptions),
+        ("/options/sms", SmsOptions),
+        ("/options/push", PushOptions),
+        ("/attachments/0", AttachmentRequest),
+    )
 }
 _UNKNOWN: Final = re.compile(r"Object contains unknown field `(.*)`$", re.DOTALL)
+_INDEX: Final = re.compile(r"/\d+")
 _MISSING: Final = re.compile(r"Object missing required field `(.*)`$", re.DOTALL)
 
 
@@ -215,7 +226,7 @@ def _explain(error: msgspec.ValidationError, fields: Mapping[str, Collection[str
     pointer = path.replace(".", "/").replace("[", "/").replace("]", "")
     if unknown := _UNKNOWN.search(said):
         name = unknown[1]
-        near = difflib.get_close_matches(name, fields.get(pointer, ()), n=1)
+        near = difflib.get_close_matches(name, fields.get(_INDEX.sub("/0", pointer), ()), n=1)
         said = f"unknown field `{name[:80]}`" + (f"; did you mean `{near[0]}`?" if near else "")
         pointer = f"{pointer}/{name[:80].replace('~', '~0').replace('/', '~1')}"
     elif missing := _MISSING.search(said):

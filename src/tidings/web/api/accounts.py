@@ -12,8 +12,8 @@ from tidings.directory import accounts
 from tidings.directory.access import Caller
 from tidings.directory.accounts import AccountInfo, AccountPlan
 from tidings.errors import Forbidden
-from tidings.model.words import CHANNELS_OF_THIS_VERSION
-from tidings.web.deps import Admin, Given, Paging, Reader
+from tidings.model.words import CHANNELS_OF_THIS_VERSION, Scope
+from tidings.web.deps import Admin, Deps, Given, Paging, Reader
 from tidings.web.fields import Body, Key, Page, View
 
 router = APIRouter(prefix="/accounts", tags=["accounts"])
@@ -61,6 +61,9 @@ class AccountView(View):
     enabled: bool
     test: bool
     revision: int
+    callback_url: str | None = None
+    """Where the vendor is to report; null where it reports nothing, `TIDINGS_PUBLIC_URL` is not set, or the key may not
+    manage."""
     created_at: datetime
     updated_at: datetime
 
@@ -70,13 +73,23 @@ async def list_accounts(deps: Given, caller: Reader, page: Paging) -> Any:
     """All accounts, by key."""
     after = page.after(str, "accounts")
     found = await accounts.list_accounts(deps.database, caller.project_id, after=after, limit=page.fetch)
-    return page.cut(found, lambda account: account.key, "accounts")
+    cut = page.cut(found, lambda account: account.key, "accounts")
+    cut["items"] = [_to_view(deps, caller, account) for account in cut["items"]]
+    return cut
 
 
 @router.get("/{key}", response_model=AccountView)
-async def get_account(deps: Given, caller: Reader, key: Key) -> AccountInfo:
+async def get_account(deps: Given, caller: Reader, key: Key) -> AccountView:
     """One account."""
-    return await accounts.load_account(deps.database, caller.project_id, key)
+    return _to_view(deps, caller, await accounts.load_account(deps.database, caller.project_id, key))
+
+
+def _to_view(deps: Deps, caller: Caller, account: AccountInfo) -> AccountView:
+    path = accounts.to_callback_path(deps.vault, caller.project_id, caller.project_key, account.provider, account.key)
+    # Its address may be a secret between the vendor and us, so only who may configure the account is told it.
+    told = path is not None and deps.public_url is not None and Scope.manage in caller.scopes
+    view = AccountView.model_validate(account)
+    return view.model_copy(update={"callback_url": f"{(deps.public_url or '').rstrip('/')}{path}"}) if told else view
 
 
 def _refuse_test_key(caller: Caller) -> None:
@@ -85,7 +98,7 @@ def _refuse_test_key(caller: Caller) -> None:
 
 
 @router.put("/{key}", response_model=AccountView, responses={201: {"model": AccountView, "description": "Made"}})
-async def put_account(deps: Given, caller: Admin, key: Key, body: AccountBody, response: Response) -> AccountInfo:
+async def put_account(deps: Given, caller: Admin, key: Key, body: AccountBody, response: Response) -> AccountView:
     """Makes an account (201) or changes it (200); its channel and provider stay. Workers follow within a second."""
     _refuse_test_key(caller)
     plan = AccountPlan(**body.model_dump())
@@ -94,7 +107,7 @@ async def put_account(deps: Given, caller: Admin, key: Key, body: AccountBody, r
     )
     deps.catalog.forget(caller.project_id)
     response.status_code = 201 if made else 200
-    return account
+    return _to_view(deps, caller, account)
 
 
 @router.delete("/{key}", status_code=204)

@@ -94,15 +94,23 @@ async def put_suppression(deps: Given, caller: Admin, body: NewSuppressionBody, 
     return _to_view(made)
 
 
-@router.post("/lift", status_code=204)
-async def lift_suppression(deps: Given, caller: Admin, body: SuppressionBody) -> None:
+class LiftedView(View):
+    """What became of a suppression."""
+
+    lifted: bool
+    """False: the address was not suppressed there."""
+
+
+@router.post("/lift")
+async def lift_suppression(deps: Given, caller: Admin, body: SuppressionBody) -> LiftedView:
     """Lifts a suppression: messages may reach the address again. Do so only when its owner asked for it."""
     if caller.test:
         raise Forbidden("A test key cannot lift suppressions: live messages would reach these addresses again.")
     channel = _parse_channel(body.channel)
-    await deps.database.transaction(
+    lifted = await deps.database.transaction(
         lambda conn: suppressions.delete_suppression(conn, caller.actor, channel, body.address, body.stream)
     )
+    return LiftedView(lifted=lifted)
 
 
 def _parse_channel(name: str, *, parameter: bool = False) -> Channel:

@@ -79,7 +79,7 @@ class PreviewUser(Body):
 class PreviewBody(Body):
     """What to render."""
 
-    channel: Literal["email", "sms", "in_app", "webhook"]
+    channel: Literal["email", "sms", "push", "in_app", "webhook", "chat"]
     locale: Annotated[str, AfterValidator(parse_locale)] | None = None
     data: dict[str, Any] = Field(default={})
     user: PreviewUser = PreviewUser()

@@ -55,6 +55,8 @@ class TypeBody(Body):
     """What to do when it is unknown whether a provider took a message: send again, or not."""
     critical: bool = False
     """Keys without the scope `send:critical` may send this type with priority `critical`."""
+    tracking: bool = True
+    """Whether opens and clicks may be watched where the project does so: not for mails with passwords or codes."""
     schema_: dict[str, Any] | None = Field(
         default=None, alias="schema", examples=[{"type": "object", "required": ["order"]}]
     )
@@ -82,6 +84,7 @@ class TypeView(View):
     expires_after: str | None
     guarantee: str
     critical: bool
+    tracking: bool
     schema_: dict[str, Any] | None = Field(alias="schema")
     created_at: datetime
     archived_at: datetime | None

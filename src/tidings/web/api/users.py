@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Annotated, Any, Final
 
+import msgspec
 from fastapi import APIRouter, Response
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from tidings.channels import CHANNELS
 from tidings.directory import users
+from tidings.directory.tokens import TOKEN_LIFE_MAX, Token
 from tidings.directory.users import ADDRESSES_MAX, Addresses, User, parse_attributes, parse_locale, parse_time_zone
+from tidings.durations import parse_duration
 from tidings.model.words import Channel
 from tidings.web.deps import Admin, Given, Paging, Reader
 from tidings.web.fields import Body, Page, UserId, View
+from tidings.web.inbox.items import InboxFilters, InboxItemView, list_page
 
 router = APIRouter(prefix="/users", tags=["users"])
 
 
 def _one_or_many(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
+
+
+def _devices(value: Any) -> Any:
+    """One device or a list of them; a Web Push subscription may stand there as the object that browsers make."""
+    given = value if isinstance(value, list) else [value]
+    return [msgspec.json.encode(one).decode() if isinstance(one, dict) else one for one in given]
 
 
 _ADDRESS_SCHEMA: Final = WithJsonSchema(
@@ -30,9 +40,24 @@ _ADDRESS_SCHEMA: Final = WithJsonSchema(
         ]
     }
 )
+_DEVICE_SCHEMA: Final = WithJsonSchema(
+    {
+        "anyOf": [
+            {"type": "string"},
+            {"type": "object"},
+            {
+                "type": "array",
+                "items": {"anyOf": [{"type": "string"}, {"type": "object"}]},
+                "maxItems": ADDRESSES_MAX,
+            },
+        ]
+    }
+)
 _Several = Field(max_length=ADDRESSES_MAX)
 _Email = Annotated[str, AfterValidator(CHANNELS[Channel.email].parse_address)]
 _Phone = Annotated[str, AfterValidator(CHANNELS[Channel.sms].parse_address)]
+_Device = Annotated[str, AfterValidator(CHANNELS[Channel.push].parse_address)]
+_Room = Annotated[str, AfterValidator(CHANNELS[Channel.chat].parse_address)]
 _Url = Annotated[str, AfterValidator(CHANNELS[Channel.webhook].parse_address)]
 
 
@@ -48,13 +73,27 @@ class AddressesBody(Body):
     phone: Annotated[list[_Phone], _Several, BeforeValidator(_one_or_many), _ADDRESS_SCHEMA] = Field(
         default=[], description="Another word for `sms`."
     )
+    push: Annotated[list[_Device], _Several, BeforeValidator(_devices), _DEVICE_SCHEMA] = Field(
+        default=[], examples=[["fcm:dGhlIHRva2Vu"]]
+    )
+    """Devices: `fcm:…`, `apns:…`, or Web Push subscriptions as browsers give them."""
     webhook: Annotated[list[_Url], _Several, BeforeValidator(_one_or_many), _ADDRESS_SCHEMA] = Field(
         default=[], examples=[["https://example.com/hook"]]
     )
+    chat: Annotated[list[_Room], _Several, BeforeValidator(_one_or_many), _ADDRESS_SCHEMA] = Field(
+        default=[], examples=[["slack:default"]]
+    )
+    """Rooms: `slack:…`, `discord:…`, `apprise:…`, or the URL of a Slack or Discord webhook."""
 
     def to_addresses(self) -> Addresses:
         """The set as the directory takes it."""
-        return {Channel.email: self.email, Channel.sms: [*self.sms, *self.phone], Channel.webhook: self.webhook}
+        return {
+            Channel.email: self.email,
+            Channel.sms: [*self.sms, *self.phone],
+            Channel.push: self.push,
+            Channel.webhook: self.webhook,
+            Channel.chat: self.chat,
+        }
 
 
 class UserBody(Body):
@@ -80,17 +119,25 @@ class UserView(View):
     updated_at: datetime
 
 
-class InboxItemView(View):
-    """One message in a user's inbox."""
+def _check_life(text: str) -> str:
+    if not timedelta(seconds=1) <= parse_duration(text) <= TOKEN_LIFE_MAX:
+        raise ValueError("must be a duration from 1s to 24h, such as 1h")
+    return text
 
-    id: str
-    seq: int
-    notification: str
-    title: str
-    body: str
-    url: str | None
-    category: str | None
-    created_at: datetime
+
+class TokenBody(Body):
+    """How long a user token shall hold."""
+
+    expires_after: Annotated[str, AfterValidator(_check_life)] = Field(
+        default="1h", examples=["1h"], description="A duration of at most `24h`."
+    )
+
+
+class TokenView(View):
+    """A user token. It cannot be shown again."""
+
+    token: str
+    expires_at: datetime
 
 
 @router.get("", response_model=Page[UserView])
@@ -129,6 +176,8 @@ async def put_user(deps: Given, caller: Admin, user_id: UserId, body: UserBody, 
 async def delete_user(deps: Given, caller: Admin, user_id: UserId) -> None:
     """Forgets a user, their addresses and their inbox."""
     await deps.database.transaction(lambda conn: users.delete_user(conn, caller.actor, user_id))
+    deps.tokens.forget(caller.project_id, user_id)
+    deps.inbox.bell.ring([(caller.project_id, user_id)])  # their live streams end
 
 
 @router.put("/{user_id}/addresses", response_model=UserView)
@@ -140,10 +189,14 @@ async def put_addresses(deps: Given, caller: Admin, user_id: UserId, body: Addre
 
 
 @router.get("/{user_id}/inbox", response_model=Page[InboxItemView])
-async def list_inbox(deps: Given, caller: Reader, user_id: UserId, page: Paging) -> Any:
+async def list_inbox(deps: Given, caller: Reader, user_id: UserId, page: Paging, filters: InboxFilters) -> Any:
     """What is in a user's inbox, newest first."""
-    listing = f"inbox {user_id}"
-    before = page.after(int, listing)
     await users.load_user(deps.database, caller.project_id, user_id)
-    found = await users.list_inbox(deps.database, caller.project_id, user_id, before_seq=before, limit=page.fetch)
-    return page.cut(found, lambda item: item.seq, listing)
+    return await list_page(deps, (caller.project_id, user_id), page, filters)
+
+
+@router.post("/{user_id}/tokens", status_code=201, response_model=TokenView)
+async def create_token(deps: Given, caller: Admin, user_id: UserId, body: TokenBody) -> Token:
+    """A token with which the user's browser or app reads and marks their own inbox. Nothing is stored: it ends by
+    itself, or when the user is deleted."""
+    return await deps.tokens.issue(caller.project_id, user_id, parse_duration(body.expires_after))

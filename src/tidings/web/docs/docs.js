@@ -116,7 +116,9 @@ function main(spec) {
     const quote = (text) => `'${text.replaceAll("'", "'\\''")}'`;
     const lines = [`curl ${method === "get" ? "" : `-X ${method.toUpperCase()} `}${quote(location.origin + path)}`];
     if (!operation.security || operation.security.length) lines.push(`-H "Authorization: Bearer $TIDINGS_API_KEY"`);
-    const body = resolve(operation.requestBody).content?.["application/json"];
+    const content = resolve(operation.requestBody).content ?? {};
+    const body = content["application/json"];
+    if (content["application/octet-stream"]) lines.push("--data-binary @file");
     if (body) {
       const given = body.example ?? Object.values(body.examples ?? {})[0]?.value ?? example(body.schema ?? {});
       lines.push("-H 'Content-Type: application/json'", `-d ${quote(JSON.stringify(given, null, 2))}`);
