@@ -68,11 +68,12 @@ class Process:
         log: Path,
         env: Mapping[str, str] | None = None,
         cwd: Path = CHECKOUT,
+        program: str = sys.executable,
     ) -> Self:
-        """Start a Python module; what it says on standard error goes to `log`."""
+        """Start a Python module, or another program; what it says on standard error goes to `log`."""
         with log.open("wb") as file:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, *arguments,
+                program, *arguments,
                 stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=file, cwd=cwd, env=env,
             )  # fmt: skip
         return cls(name, process, log)
@@ -146,6 +147,7 @@ class Stage:
             "TIDINGS_SECRET_KEY": base64.b64encode(secrets.token_bytes(32)).decode(),
             "TIDINGS_PRIVATE_TARGETS": "127.0.0.0/8",
             "TIDINGS_PORT": "0",
+            "TIDINGS_PUBLIC_URL": "https://tidings.example.com",
         }
         self.api_url = ""
         self.api_key = ""
@@ -262,9 +264,9 @@ class Stage:
         async with self._http.get(f"http://127.0.0.1:{sink.control_port}/receipts") as answer:
             return msgspec.json.decode(await answer.read())  # type: ignore[no-any-return]  # our own stub's answer
 
-    async def forget_receipts(self) -> None:
-        """Reset every stub."""
-        for sink in (self.fast, self.slow, self.mail):
+    async def forget_receipts(self, *more: Sink) -> None:
+        """Reset every stub, and these."""
+        for sink in (self.fast, self.slow, self.mail, *more):
             async with self._http.post(f"http://127.0.0.1:{sink.control_port}/reset") as answer:
                 await answer.read()
 

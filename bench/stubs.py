@@ -1,6 +1,7 @@
 """Receivers that do next to nothing: an HTTP sink and an SMTP sink, each one process, for benchmarks.
 
     python -m bench.stubs http --port 0 --latency-ms 50 --status 200
+    python -m bench.stubs http --status 201 --body '{"sid": "SM{n}"}' --token-path /token
     python -m bench.stubs smtp --port 0
 
 The first line of output is `{"port": …, "control_port": …}`. On the control port (for HTTP the same port):
@@ -71,12 +72,31 @@ def _to_http(status: int, body: bytes, extra: str = "") -> bytes:
     return head.encode() + body
 
 
+_TOKEN: Final = _to_http(200, b'{"access_token": "bench", "expires_in": 3600, "token_type": "Bearer"}')
+
+
+class Answer:
+    """What every request is answered with; `{n}` in the body is a number of its own, as a vendor's ids are."""
+
+    def __init__(self, status: int, body: bytes, extra: str, token_path: str | None) -> None:
+        self.token_path = token_path.encode() if token_path is not None else None
+        """Where OAuth tokens are had; what is asked there counts as no message."""
+        before, found, after = body.partition(b"{n}")
+        self._whole = _to_http(status, before + b"0" * 32 + after if found else body, extra)
+        self._before, _, self._after = self._whole.partition(b"0" * 32) if found else (self._whole, b"", b"")
+        self._numbered = bool(found)
+
+    def to(self, url: bytes, count: int) -> bytes:
+        """The bytes for this request, the `count`-th."""
+        return b"%b%032x%b" % (self._before, count, self._after) if self._numbered else self._whole
+
+
 class HttpSink(asyncio.Protocol):
     """Answers every request alike; keep-alive, pipelining in order."""
 
     transport: asyncio.Transport
 
-    def __init__(self, tally: Tally, answer: bytes, latency: float) -> None:
+    def __init__(self, tally: Tally, answer: Answer, latency: float) -> None:
         self.tally = tally
         self.answer = answer
         self.latency = latency
@@ -111,16 +131,19 @@ class HttpSink(asyncio.Protocol):
         if control is not None:
             self.transport.write(control)
             return
+        if self.url == self.answer.token_path:
+            self.transport.write(_TOKEN)
+            return
         self.tally.add(self.id)
         if self.latency:
             self.tally.in_flight += 1
-            asyncio.get_running_loop().call_later(self.latency, self._answer_late)
+            asyncio.get_running_loop().call_later(self.latency, self._answer_late, self.url)
         else:
-            self.transport.write(self.answer)
+            self.transport.write(self.answer.to(self.url, self.tally.count))
 
-    def _answer_late(self) -> None:
+    def _answer_late(self, url: bytes) -> None:
         self.tally.in_flight -= 1
-        self.transport.write(self.answer)
+        self.transport.write(self.answer.to(url, self.tally.count))
 
 
 _SMTP_HELLO: Final = b"250-stub\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250 SIZE 33554432\r\n"
@@ -195,7 +218,7 @@ async def serve(options: argparse.Namespace) -> None:
     tally = Tally(options.record)
     latency = options.latency_ms / 1000
     extra = f"Retry-After: {options.retry_after}\r\n" if options.retry_after is not None else ""
-    answer = _to_http(options.status, b"{}", extra)
+    answer = Answer(options.status, options.body.encode(), extra, options.token_path)
 
     def http() -> HttpSink:
         return HttpSink(tally, answer, latency)
@@ -218,6 +241,8 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--latency-ms", type=float, default=0)
     parser.add_argument("--status", type=int, default=200, help="of every HTTP answer")
+    parser.add_argument("--body", default="{}", help="of every HTTP answer; {n} becomes a number of its own")
+    parser.add_argument("--token-path", help="where an OAuth token is answered instead")
     parser.add_argument("--retry-after", help="header of every HTTP answer")
     parser.add_argument("--record", action="store_true", help="remember when each id came")
     uvloop.run(serve(parser.parse_args()))

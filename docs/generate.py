@@ -169,6 +169,8 @@ def render_providers() -> str:
         spec = kind.spec
         written_from = f"[specification]({spec.docs})" if spec.docs.startswith("https://") else _code(spec.docs)
         receipts = _RECEIPTS[spec.receipts] if spec.receipts is not None else "–"
+        if spec.receipts is None and hasattr(kind, "listen"):
+            receipts = "over its own connection"
         if spec.reports:
             receipts += f": {', '.join(kind.name for kind in sorted(spec.reports))}"
         rows.append(
@@ -224,6 +226,8 @@ def _type_words(info: FieldInfo) -> str:
     if SecretStr.__name__ in text:
         return "secret text"
     text = re.sub(r"typing\.|<class '|'>|tidings\.[a-z_.]+\.", "", text).replace(" | None", "")
+    # What a checked type is made of; a function among its checks would print its address, which is never the same.
+    text = re.sub(r"(?:Optional\[)?Annotated\[(\w+), .*\]", r"\1", text)
     text = re.sub(r"<enum '(\w+)", r"\1", text)
     if (chosen := re.fullmatch(r"Literal\[(.*)\]", text)) is not None:
         return ", ".join(_code(word.strip(" '")) for word in chosen[1].split(","))

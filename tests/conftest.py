@@ -18,11 +18,16 @@ from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import pytest
+from hypothesis import settings
 
 from tidings.db.embedded import EmbeddedServer
 from tidings.db.migrate import migrate
 from tidings.db.partitions import ensure_partitions
 from tidings.db.pool import Database
+
+# How long an example takes says more about the machine's other work than about the code.
+settings.register_profile("tidings", deadline=None)
+settings.load_profile("tidings")
 
 # Nobody minds if a test database is lost with the machine's power.
 VOLATILE = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "shared_buffers": "64MB"}

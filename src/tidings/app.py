@@ -44,9 +44,12 @@ from tidings.directory.blobs import forget_blobs
 from tidings.directory.catalog import Account, Catalog
 from tidings.directory.credentials import Vault
 from tidings.directory.tokens import Tokens
+from tidings.engine import health
 from tidings.engine.feed import FeedLanes
+from tidings.engine.health import Pulse
 from tidings.engine.jobs import WAKE_CHANNEL, load_lag
 from tidings.engine.lane import SendHandler, SendLane
+from tidings.engine.quota import forget_usage
 from tidings.engine.wakes import Wakes
 from tidings.engine.worker import Worker
 from tidings.errors import DatabaseUnsupported, SettingsError
@@ -77,6 +80,9 @@ log = structlog.get_logger(__name__)
 
 CONFIG_CHANNEL: Final = "tidings_config"
 """NOTIFY channel; the payload is a project whose types, templates or accounts have changed."""
+
+USAGE_KEPT: Final = timedelta(days=400)
+"""What accounts have used is kept for so long: the same month of last year can be looked up."""
 
 LOOPBACK: Final = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 
@@ -203,7 +209,9 @@ async def open_api(core: Core) -> AsyncIterator[ASGIApp]:
     live = Live(inbox, core.clock, core.metrics, draining=core.draining)
     guard = Guard(settings.private_targets)
     transport = AiohttpTransport(guard)
-    receiver = Receiver(core.database, core.meter, core.clock)
+    pulse = Pulse(core.database, core.clock)
+    beating = asyncio.create_task(pulse.run())
+    receiver = Receiver(core.database, core.meter, core.clock, observe_delivered=pulse.observe_delivered)
     surroundings = Surroundings(http=transport, guard=guard, clock=core.clock, timeout=settings.provider_timeout)
     count_receipts = core.metrics.receipts.labels
     deps = Deps(
@@ -238,6 +246,8 @@ async def open_api(core: Core) -> AsyncIterator[ASGIApp]:
         await live.stop()
         await acceptor.drain()
         await receiver.drain()
+        beating.cancel()
+        await asyncio.wait({beating})
         await transport.close()
 
 
@@ -268,7 +278,8 @@ async def open_worker(
     )
     transport = AiohttpTransport(guard)
     surroundings = Surroundings(http=transport, guard=guard, clock=core.clock, timeout=settings.provider_timeout)
-    receiver = Receiver(core.database, core.meter, core.clock)
+    pulse = Pulse(core.database, core.clock)
+    receiver = Receiver(core.database, core.meter, core.clock, observe_delivered=pulse.observe_delivered)
     sender = Sender(
         core.database,
         core.catalog,
@@ -278,6 +289,7 @@ async def open_worker(
         timeout=settings.provider_timeout,
         tracker=Tracker(core.vault, settings.public_url),
         handle_receipts=lambda account, receipts: record_receipts(receiver, account, receipts),
+        pulse=pulse,
     )
 
     def open_lane(lane: int, handler: SendHandler[Any, Any]) -> SendLane[Any, Any]:
@@ -310,6 +322,9 @@ async def open_worker(
         grace=settings.grace,
         chores=(
             (lambda: fold(core.database), 1.0),
+            (sender.tell, health.PERIOD.total_seconds()),
+            (lambda: health.weigh_accounts(core.database, core.clock), health.PERIOD.total_seconds()),
+            (sender.prune, 60.0),
             (lambda: _tell_lag(core), 5.0),
             (lambda: forget_keys(core.database), 600.0),
             (lambda: _keep_partitions(core), 600.0),
@@ -330,6 +345,7 @@ async def _keep_partitions(core: Core) -> None:
     await forget_letters(core.database, core.clock.now() - core.settings.retention)
     await forget_messages(core.database, core.clock.now())
     await forget_failing(core.database, core.clock.now())
+    await forget_usage(core.database, core.clock.now() - USAGE_KEPT)
     await forget_early(core.database, core.clock.now(), core.settings.retention)
     await forget_blobs(core.database, core.clock.now() - core.settings.retention)
 

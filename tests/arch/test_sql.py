@@ -19,7 +19,7 @@ BLOCKS = [
 ]
 
 WRITERS = {
-    "engine": "job account_state",
+    "engine": "job account_state account_usage",
     "flow": """
         notification run delivery event provider_ref dead_letter suppression inbox_counter inbox_item
         dimension rollup_delta rollup idempotency
@@ -28,7 +28,8 @@ WRITERS = {
     "directory": """
         project api_key app_user address category template template_version type type_version account audit
         account_state blob hook suppression
-        inbox_item inbox_counter""",  # an account's state is born with it; deleting a user empties their inbox; some suppress by hand
+        inbox_item inbox_counter""",
+    # An account's state is born with it; deleting a user empties their inbox; some suppress and lift by hand.
     "web": "idempotency",  # the hot routes claim keys in their group commit, all others one by one
 }
 """The tables that each room may write. A table that nobody may write belongs to nobody: give it to one room."""

@@ -15,18 +15,22 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 
+class Unreadable(Exception):
+    """The body is not what it should be."""
+
+
 def decrypt(body: bytes, key: EllipticCurvePrivateKey, auth: bytes) -> bytes:
     """The plain text.
 
     Raises:
-        ValueError: it cannot be read.
+        Unreadable: it is not for this browser, or altered.
     """
     if len(body) < 21:
-        raise ValueError("shorter than its header")
+        raise Unreadable("shorter than its header")
     salt, size, id_length = body[:16], int.from_bytes(body[16:20], "big"), body[20]
     sender, content = body[21 : 21 + id_length], body[21 + id_length :]
     if size < 18 or len(sender) != 65:
-        raise ValueError("a record size or a key that cannot be")
+        raise Unreadable("a record size or a key that cannot be")
     receiver = key.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
     agreed = key.exchange(ECDH(), EllipticCurvePublicKey.from_encoded_point(SECP256R1(), sender))
     secret = HKDF(SHA256(), 32, auth, b"WebPush: info\0" + receiver + sender).derive(agreed)
@@ -34,15 +38,15 @@ def decrypt(body: bytes, key: EllipticCurvePrivateKey, auth: bytes) -> bytes:
     nonce = int.from_bytes(HKDF(SHA256(), 12, salt, b"Content-Encoding: nonce\0").derive(secret), "big")
     records = [content[i : i + size] for i in range(0, len(content), size)]
     if not records:
-        raise ValueError("no record")
+        raise Unreadable("no record")
     plain = []
     for number, record in enumerate(records):
         try:
             padded = AESGCM(content_key).decrypt((nonce ^ number).to_bytes(12, "big"), record, None).rstrip(b"\0")
         except InvalidTag:
-            raise ValueError("a record was altered") from None
+            raise Unreadable("a record was altered") from None
         last = number == len(records) - 1
         if padded[-1:] != (b"\x02" if last else b"\x01"):
-            raise ValueError("a wrong delimiter")
+            raise Unreadable("a wrong delimiter")
         plain.append(padded[:-1])
     return b"".join(plain)

@@ -253,6 +253,24 @@ class TestFaults:
             await asyncio.gather(*(post(client) for _ in range(5)))
         await client.close()
 
+    async def test_closing_tells_those_who_wait(self) -> None:
+        vendor = Http2Vendor(Act.stall, streams=1)
+        async with client_of(vendor, connections=1) as client:
+            requests = [asyncio.create_task(post(client)) for _ in range(4)]
+            await vendor.reached.wait()
+            await client.close()
+            results = await asyncio.gather(*requests, return_exceptions=True)
+            assert isinstance(results[0], BrokenAnswer)
+            assert results[0].sent
+            assert {type(result) for result in results[1:]} == {ConnectFailed}
+
+    async def test_an_answer_without_a_status_is_broken(self) -> None:
+        vendor = Http2Vendor(Answer2(status="abc"))  # type: ignore[arg-type]  # on purpose
+        async with client_of(vendor) as client:
+            with pytest.raises(BrokenAnswer, match="status") as caught:
+                await post(client)
+            assert caught.value.sent
+
     async def test_a_closed_client_says_so(self) -> None:
         async with client_of(Http2Vendor()) as client:
             await client.close()

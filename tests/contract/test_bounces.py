@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from datetime import UTC, datetime
 from typing import Any
 
@@ -422,6 +423,22 @@ def test_any_octets_are_survived(raw: bytes) -> None:
         for bounce in returned.bounces:
             assert len(bounce.diagnostic) <= 500
             json.dumps([bounce.recipient, bounce.diagnostic, bounce.status]).encode()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_damaged_mails_are_survived(seed: int) -> None:
+    """The standard parser raises what it likes when one asks it for the text of such mails."""
+    chance = random.Random(seed)
+    mails = [golden.path(f"bounces/{case['file']}").read_bytes()[:40_000] for case in load(FILE)["cases"]]
+    junk = [b"\xff", b"\0", b"\r\n\r\n", b"=?x?q?", b"charset=\xff", b"charset*=utf-8''%ff", b'boundary=""', b"--"]
+    junk += [b"Content-Type: message/rfc822\n\n", b"Date: Mon, 99 Foo 99999 99:99:99 +9999\n"]
+    for _ in range(1_000):
+        mail, other = bytearray(chance.choice(mails)), chance.choice(mails)
+        for _ in range(chance.randint(1, 12)):
+            at, start = chance.randrange(len(mail) + 1), chance.randrange(len(other))
+            piece = chance.choice([*junk, b"", chance.randbytes(3), other[start : start + 200]])
+            mail[at : at + chance.choice([0, 3, 60])] = piece
+        parse_bounce(bytes(mail))
 
 
 @pytest.mark.timeout(20)

@@ -177,6 +177,7 @@ def pem_of(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> str:
         service_account(1, token_uri="ftp://x"),
         service_account(1, project_id="a/b"),
     ],
+    ids=["no-json", "a-list", "a-user", "another-type", "no-key", "another-key", "no-endpoint", "no-project"],
 )
 def test_files_that_are_no_service_account_are_refused(value: str) -> None:
     with pytest.raises(Invalid) as caught:
@@ -250,7 +251,7 @@ def test_the_check_itself_finds_misfits() -> None:
     body = {"message": {"token": 1, "android": {"priority": "high", "ttll": ""}, "data": {"a": 1}}}
     assert find_misfits({"$ref": "SendMessageRequest"}, body) == [
         ".message.token is no string",
-        ".message.android.priority is none of ['ANDROID_MESSAGE_PRIORITY_UNSPECIFIED', 'NORMAL', 'HIGH']",
+        ".message.android.priority is none of ['NORMAL', 'HIGH']",
         ".message.android.ttll is unknown",
         ".message.data.a is no string",
     ]
@@ -258,8 +259,8 @@ def test_the_check_itself_finds_misfits() -> None:
 
 @pytest.mark.parametrize("case", cases("fcm/encode_golden.json"))
 def test_bodies_of_the_admin_sdk(case: dict[str, Any]) -> None:
-    """All that the SDK says for a message, we say for ours. The target is left out: Tidings sends to registration tokens
-    alone, and the SDK's tests mostly to topics."""
+    """All that the SDK says for a message, we say for ours. The target is left out: Tidings sends to registration
+    tokens alone, and the SDK's tests mostly to topics."""
     given = case["message"]
     android, notification = given.get("android", {}), given.get("notification", {})
     ttl = android.get("ttl")

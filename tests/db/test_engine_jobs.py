@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from tidings import ids
 from tidings.db.pool import Database
 from tidings.engine import jobs as queue
-from tidings.engine.gate import Limits, apply_opening, lease_pace, load_openings
+from tidings.engine.gate import Limits, Told, apply_opening, lease_pace, load_told
 from tidings.engine.jobs import FEEDER, LAST_FEEDER, Job, NewJob, Retry
 from tidings.engine.shares import Share
 
@@ -189,8 +189,8 @@ async def test_an_opening_is_told_and_never_shortened(database: Database) -> Non
     limits = Limits(account, project, 1)
     await apply_opening(database, limits, timedelta(seconds=20), NOW)
     await apply_opening(database, limits, timedelta(seconds=2), NOW)
-    assert await load_openings(database, [account], NOW + timedelta(seconds=5)) == {account: 15.0}
-    assert await load_openings(database, [account], NOW + timedelta(seconds=20)) == {}
+    assert await load_told(database, [account], NOW + timedelta(seconds=5)) == {account: Told(shut_for=15.0)}
+    assert await load_told(database, [account], NOW + timedelta(seconds=20)) == {}
 
 
 async def test_lag_tells_only_of_due_work_that_nobody_holds(database: Database) -> None:

@@ -191,12 +191,12 @@ class Reader:
             for _ in range(self._rng.randint(1, 4)):
                 told = await live.next(stream, 0.01 if until.is_set() else 0.2)
                 if isinstance(told, Told):
-                    for _, item in told:
+                    for _, item in told.items:
                         assert item.changed_seq > self.after, "told again, or out of order"
                         self.items[item.id] = item
                         self.told.append(item.changed_seq)
                     self.after = told.after
-                    self.counts = told.news.counts
+                    self.counts = told.counts
             live.close(stream)
 
 
@@ -278,7 +278,7 @@ async def test_streams_outlive_a_database_that_is_away(road: Road) -> None:
     await _new_items(road, "ada", 1)
     told = await live.next(stream, 5)
     assert isinstance(told, Told)
-    assert len(told) == 1
+    assert len(told.items) == 1
     assert inbox.failures == 0
     live.close(stream)
     await live.stop()
@@ -292,7 +292,7 @@ async def test_a_bell_that_was_not_heard_is_made_up_for(road: Road) -> None:
     await _new_items(road, "ada", 1)
     told = await live.next(stream, 5)
     assert isinstance(told, Told)
-    assert [name for name, _ in told] == ["item"]
+    assert [name for name, _ in told.items] == ["item"]
     await road.database.execute("DELETE FROM app_user WHERE id = 'ada'")
     assert await live.next(stream, 5) is End.deleted
     live.close(stream)

@@ -6,7 +6,9 @@ import asyncio
 import io
 import json
 import mailbox
+import os
 import smtplib
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -189,3 +191,21 @@ async def test_a_mail_that_the_api_does_not_take_stays_with_its_sender(server: S
         server.steps = [REPORTED]
         assert await deliver(port, RETURN_PATH) == {}
     assert [handed.state == "reported" for handed in told] == [False, True]
+
+
+async def test_the_command_listens_until_it_is_told_to_stop(server: Server) -> None:
+    server.steps = [REPORTED]
+    environment = {**os.environ, "TIDINGS_BOUNCES_URL": f"{server.url}/callbacks/shop/smtp/mail/s3cret-path"}
+    command = [sys.executable, "-m", "tidings", "bounces", "--listen", "127.0.0.1:0", "--json"]
+    process = await asyncio.create_subprocess_exec(*command, env=environment, stdout=asyncio.subprocess.PIPE)
+    assert process.stdout is not None
+    try:
+        place = json.loads(await process.stdout.readline())["listening"]
+        assert await deliver(int(place.rpartition(":")[2]), RETURN_PATH) == {}
+        assert json.loads(await process.stdout.readline())["state"] == "reported"
+        process.terminate()
+        assert await process.wait() == Exit.ok
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()

@@ -8,7 +8,7 @@ somewhere else. Each account has a row of pace and breaker (`account_state`), wh
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Any, Final, get_args
 
@@ -19,6 +19,7 @@ from tidings.db.pool import Connection, Database, Record
 from tidings.db.sql import load_queries
 from tidings.directory.audit import Actor, apply_audit
 from tidings.directory.credentials import Place, Sealed, Vault
+from tidings.engine.gate import Quota
 from tidings.errors import Conflict, FieldError, Invalid, NotFound
 from tidings.model.words import CHANNELS_OF_THIS_VERSION, Channel
 from tidings.providers.port import Config, ReceiptAuth
@@ -32,6 +33,7 @@ _UPDATE_ACCOUNT: Final = _queries.update_account
 _LOAD_ACCOUNT: Final = _queries.load_account
 _LOAD_REPORTING_ACCOUNT: Final = _queries.load_reporting_account
 _LIST_ACCOUNTS: Final = _queries.list_accounts
+_LOAD_STATES: Final = _queries.load_states
 _DELETE_ACCOUNT: Final = _queries.delete_account
 _NOTIFY_CONFIG: Final = _queries.notify_config
 _CLAIM_ACCOUNTS_SEALED_OTHERWISE: Final = _queries.claim_accounts_sealed_otherwise
@@ -41,8 +43,25 @@ CONFIG_CHANNEL: Final = "tidings_config"
 """The NOTIFY channel on which a change of a project's types, templates or accounts is told; the payload is its id."""
 PLACEHOLDER: Final = "…"
 """What stands for a secret that is stored."""
+MICRO: Final = 1_000_000
+"""Amounts of money are stored in millionths of the currency's unit, as whole numbers."""
 CONFIG_MAX: Final = 64 * 1024
 """Octets of a configuration."""
+
+
+class Allowance(msgspec.Struct, frozen=True):
+    """What may be used in one period; None: as much as there is."""
+
+    messages: int | None = None
+    spend: float | None = None
+    """In the account's currency."""
+
+
+class Quotas(msgspec.Struct, frozen=True):
+    """What may be used in each day and each month of UTC."""
+
+    day: Allowance = Allowance()
+    month: Allowance = Allowance()
 
 
 class AccountInfo(msgspec.Struct, frozen=True):
@@ -60,6 +79,10 @@ class AccountInfo(msgspec.Struct, frozen=True):
     """Messages that may go at once after a pause."""
     concurrency: int
     """Sends in flight per worker process."""
+    quotas: Quotas
+    costs: dict[str, float]
+    """The price of a message in the account's currency, by the recipient's country or `*`."""
+    currency: str | None
     enabled: bool
     test: bool
     """The simulator that test keys and simulator addresses use."""
@@ -79,6 +102,35 @@ class AccountPlan(msgspec.Struct, frozen=True):
     burst: int = 1
     concurrency: int = 64
     enabled: bool = True
+    quotas: Quotas = Quotas()
+    costs: Mapping[str, float] = {}
+    currency: str | None = None
+
+
+class Used(msgspec.Struct, frozen=True):
+    """What was used in a period, or is leased by a worker that may use it."""
+
+    messages: int = 0
+    spend: float = 0.0
+
+
+class AccountState(msgspec.Struct, frozen=True):
+    """How an account does at present."""
+
+    breaker: str
+    """`closed`, or `open` after too many failures."""
+    open_until: datetime | None
+    paused_until: datetime | None
+    """The vendor asked to be left alone until then."""
+    exhausted_until: datetime | None
+    """A quota has run out until then."""
+    learned_rate: float | None
+    """Messages per second; the vendor throttles what is more."""
+    health: float
+    """0 to 1: the share of sends that succeed, less where receipts take much longer than with the channel's best."""
+    effective_weight: float
+    used_today: Used
+    used_this_month: Used
 
 
 async def put_account(
@@ -91,12 +143,13 @@ async def put_account(
         Conflict: an account keeps its channel and its provider.
     """
     channel = _parse_channel(plan.channel, plan.provider)
+    _check_costs(plan, channel)
     place = _place(actor.project_id, key)
     locked = await conn.fetchrow(_LOCK_ACCOUNT, actor.project_id, key)
     if locked is None:
         config = _parse_new_config(plan, {})
         public, sealed = _seal(vault, place, config)
-        limits = (plan.weight, plan.rate, plan.burst, plan.concurrency, plan.enabled)
+        limits = _to_limits(plan)
         row = await conn.fetchrow(
             _CREATE_ACCOUNT, actor.project_id, key, channel, plan.provider, _to_json(public), *sealed, *limits
         )
@@ -114,8 +167,7 @@ async def put_account(
     config = _parse_new_config(plan, stored)
     public, secret = split_secrets(config)
     _refuse_moved_secrets(plan, config, public, msgspec.json.decode(locked["config"]))
-    kept = (before.weight, before.rate, before.burst, before.concurrency, before.enabled)
-    wanted = (plan.weight, plan.rate, plan.burst, plan.concurrency, plan.enabled)
+    kept, wanted = _to_limits(before), _to_limits(plan)
     if (public, secret, wanted) == (msgspec.json.decode(locked["config"]), stored, kept):
         return before, False
     # Unchanged secrets keep their seal, so that the audit trail and backups do not differ for nothing.
@@ -141,6 +193,27 @@ async def list_accounts(
 ) -> list[AccountInfo]:
     """The project's accounts by key; those after `after` (exclusive) when given."""
     return [_to_account(row) for row in await db.fetch(_LIST_ACCOUNTS, project_id, after, limit)]
+
+
+async def load_states(
+    db: Database | Connection, project_id: int, keys: Collection[str], now: datetime | None
+) -> dict[str, AccountState]:
+    """How these accounts do at present, by key."""
+    rows = await db.fetch(_LOAD_STATES, project_id, list(keys), now)
+    return {
+        row["key"]: AccountState(
+            breaker="closed" if row["open_until"] is None else "open",
+            open_until=row["open_until"],
+            paused_until=row["paused_until"],
+            exhausted_until=row["exhausted_until"],
+            learned_rate=row["learned_rate"],
+            health=row["health"],
+            effective_weight=row["effective_weight"],
+            used_today=Used(row["day_messages"], row["day_spend"] / MICRO),
+            used_this_month=Used(row["month_messages"], row["month_spend"] / MICRO),
+        )
+        for row in rows
+    }
 
 
 async def delete_account(conn: Connection, actor: Actor, key: str) -> None:
@@ -264,6 +337,43 @@ def open_config(vault: Vault, project_id: int, row: Record) -> Config:
     return merge_secrets(row["provider"], msgspec.json.decode(row["config"]), secret)
 
 
+def to_quota(stored: str) -> Quota | None:
+    """The stored quotas as the engine takes them; None where there are none."""
+    quotas = msgspec.json.decode(stored, type=_StoredQuotas)
+    quota = Quota(quotas.day.messages, quotas.day.spend, quotas.month.messages, quotas.month.spend)
+    return quota if any(limit is not None for limit in quota) else None
+
+
+class _StoredAllowance(msgspec.Struct, frozen=True, omit_defaults=True):
+    messages: int | None = None
+    spend: int | None = None
+    """Micro-units."""
+
+
+class _StoredQuotas(msgspec.Struct, frozen=True, omit_defaults=True):
+    day: _StoredAllowance = _StoredAllowance()
+    month: _StoredAllowance = _StoredAllowance()
+
+
+def _to_limits(account: AccountPlan | AccountInfo) -> tuple[Any, ...]:
+    """What an account may take, as it is stored; in the order of the statements' arguments."""
+    day, month = (
+        _StoredAllowance(a.messages, round(a.spend * MICRO) if a.spend is not None else None)
+        for a in (account.quotas.day, account.quotas.month)
+    )
+    costs = {country: round(price * MICRO) for country, price in sorted(account.costs.items())}
+    return (
+        account.weight, account.rate, account.burst, account.concurrency, account.enabled,
+        _to_json(_StoredQuotas(day, month)), _to_json(costs), account.currency,
+    )  # fmt: skip
+
+
+def _check_costs(plan: AccountPlan, channel: Channel) -> None:
+    if channel is not Channel.sms and (named := sorted(set(plan.costs) - {"*"})):
+        detail = f"a message on {channel.name} has no country; give its price as *"
+        raise Invalid(errors=[FieldError(detail, f"/costs/{country}") for country in named])
+
+
 def _parse_channel(channel: str, provider: str) -> Channel:
     names = [c.name for c in CHANNELS_OF_THIS_VERSION]
     if channel not in Channel.__members__:
@@ -353,12 +463,23 @@ def _to_account(row: Record) -> AccountInfo:
         rate=row["rate"],
         burst=row["burst"],
         concurrency=row["concurrency"],
+        quotas=_to_quotas(row["quotas"]),
+        costs={c: price / MICRO for c, price in msgspec.json.decode(row["costs"], type=dict[str, int]).items()},
+        currency=row["currency"],
         enabled=row["enabled"],
         test=row["test"],
         revision=row["revision"],
         created_at=row["created_at"],
         updated_at=row["updated_at"],
     )
+
+
+def _to_quotas(stored: str) -> Quotas:
+    quotas = msgspec.json.decode(stored, type=_StoredQuotas)
+    day, month = (
+        Allowance(a.messages, a.spend / MICRO if a.spend is not None else None) for a in (quotas.day, quotas.month)
+    )
+    return Quotas(day, month)
 
 
 def _to_json(value: Any) -> str:

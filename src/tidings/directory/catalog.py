@@ -23,12 +23,13 @@ from tidings.channels import CHANNELS
 from tidings.clock import Clock
 from tidings.db.pool import Database, Record
 from tidings.db.sql import load_queries
-from tidings.directory.accounts import open_config, to_callback_path
+from tidings.directory.accounts import open_config, to_callback_path, to_quota
 from tidings.directory.credentials import Vault
 from tidings.directory.hooks import open_secrets
 from tidings.directory.projects import Project, load_project
 from tidings.directory.types import DataSchema, Definition, compile_schema
 from tidings.durations import parse_duration
+from tidings.engine.gate import Quota
 from tidings.errors import FieldError, Problem, TidingsError
 from tidings.model.messages import split_scheme
 from tidings.model.words import Channel, Guarantee, Priority
@@ -133,6 +134,10 @@ class Account(msgspec.Struct, frozen=True):
     """Grows with every change: what was made for another revision is out of date."""
     callback_path: str | None = None
     """Where its vendor reports to, under the API's public address."""
+    quota: Quota | None = None
+    """None: no quotas."""
+    costs: Mapping[str, int] = {}
+    """What a message costs, in micro-units of the account's currency, by country or `*`."""
 
     def serves(self, address: str) -> bool:
         """Whether it can send to this address: those of push and chat say which vendor's they are, and some name the
@@ -398,6 +403,8 @@ class Catalog:
                 test=row["test"],
                 revision=row["revision"],
                 callback_path=to_callback_path(self._vault, project_id, project_key, row["provider"], row["key"]),
+                quota=to_quota(row["quotas"]),
+                costs=msgspec.json.decode(row["costs"], type=dict[str, int]),
             )
             found[account.channel] = (*found.get(account.channel, ()), account)
         return found

@@ -26,7 +26,8 @@ FROM unnest($1::integer[], $2::integer[]) AS asked (project_id, id)
 JOIN template_version v ON v.id = asked.id AND v.project_id = asked.project_id;
 
 -- name: load_enabled_accounts
-SELECT id, key, channel, provider, config, secret, secret_key, weight, rate, burst, concurrency, test, revision
+SELECT id, key, channel, provider, config, secret, secret_key, weight, rate, burst, concurrency, test, revision,
+       quotas, costs
 FROM account
 WHERE project_id = $1 AND enabled
 ORDER BY id;

@@ -1,17 +1,18 @@
-"""What an account can take now: pace, concurrency, pauses and the circuit breaker.
+"""What an account can take now: pace, concurrency, pauses, an exhausted quota and the circuit breaker.
 
 Pace is one GCRA row per account in the database, from which each worker leases the tokens of the next tenth of a
 second; so the rate holds over all workers and costs ten statements a second. Concurrency and the breaker are each
-worker's own: a worker that sees an account fail stops using it, and tells the others by the row's `open_until`.
+worker's own: a worker that sees an account fail stops using it, and tells the others by the row's `open_until`. The
+same row tells what all of them have learned of the account: its health and the pace that its vendor bears (`health`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, NamedTuple
 
 from tidings.db.pool import Runner
 from tidings.db.sql import load_queries
@@ -28,6 +29,8 @@ OPENS_AFTER: Final = 10
 OPEN_FOR: Final = timedelta(seconds=2)
 """How long it stays open the first time; doubled for each time in a row, up to OPEN_AT_MOST."""
 OPEN_AT_MOST: Final = timedelta(minutes=2)
+ASK_AGAIN: Final = 15.0
+"""Seconds until an exhausted quota is asked for again: others may have given back what they held."""
 
 
 @dataclass(frozen=True)
@@ -38,16 +41,25 @@ class Breaker:
     openings: int = 0
     open_until: float | None = None
     """Monotonic seconds."""
+    unclear: int = 0
+    """Half open: sends that said nothing about the account; each lets one more at a time through."""
 
 
-def decide_breaker(state: Breaker, *, failed: bool, now: float) -> Breaker:
-    """The breaker after one more send that failed for the account's reasons, or did not.
+def decide_breaker(state: Breaker, *, failed: bool | None, now: float) -> Breaker:
+    """The breaker after one more send that failed for the account's reasons, did not, or said nothing about it (None).
 
     Closed: OPENS_AFTER failures in a row open it. Half open: one failure opens it again for twice as long, one success
-    closes it. While open, answers of sends that were under way change nothing.
+    closes it, and so do OPENS_AFTER sends that say nothing; but then the next failure opens it again, as if it were
+    still half open. While open, answers of sends that were under way change nothing.
     """
     if state.open_until is not None and now < state.open_until:
         return state
+    if failed is None:
+        if state.open_until is None:
+            return state
+        if state.unclear + 1 < OPENS_AFTER:
+            return replace(state, unclear=state.unclear + 1)
+        return Breaker(failures=state.failures, openings=state.openings)
     if not failed:
         return Breaker()
     failures = state.failures + 1
@@ -55,6 +67,15 @@ def decide_breaker(state: Breaker, *, failed: bool, now: float) -> Breaker:
         return Breaker(failures=failures)
     span = min(OPEN_FOR * 2**state.openings, OPEN_AT_MOST)
     return Breaker(failures=failures, openings=min(state.openings + 1, 16), open_until=now + span.total_seconds())
+
+
+class Quota(NamedTuple):
+    """At most so many messages, and so many micro-units of money, per day and per month of UTC; None: no end."""
+
+    day_messages: int | None = None
+    day_spend: int | None = None
+    month_messages: int | None = None
+    month_spend: int | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +89,21 @@ class Limits:
     """Messages per second over all workers; None: no pace."""
     burst: int = 1
     weight: int = 100
+    quota: Quota | None = None
+
+
+class Told(NamedTuple):
+    """What the account's row tells every worker."""
+
+    shut_for: float = 0.0
+    """Seconds for which nobody should use it: a worker found it broken, or its vendor asked to be left alone."""
+    factor: float = 1.0
+    """Of its weight, what its health leaves."""
+    learned_rate: float | None = None
+    """Messages per second that its vendor bears; None: nothing is known."""
+
+
+NOTHING_TOLD: Final = Told()
 
 
 @dataclass
@@ -75,31 +111,57 @@ class Gate:
     """One account in one worker."""
 
     limits: Limits
+    told: Told = NOTHING_TOLD
+    used_at: float = 0.0
     in_flight: int = 0
     breaker: Breaker = field(default_factory=Breaker)
     paused_until: float = 0.0
+    spent_until: float | None = None
+    """A quota is exhausted; to be asked for again then."""
     tokens: int = 0
     tokens_until: float = 0.0
     next_lease_at: float = 0.0
 
+    @property
+    def rate(self) -> float | None:
+        """Messages per second over all workers: as configured, or less if the vendor does not bear that."""
+        learned, configured = self.told.learned_rate, self.limits.rate
+        return configured if learned is None else learned if configured is None else min(learned, configured)
+
+    @property
+    def weight(self) -> float:
+        """Its share of the channel's messages: as configured, as far as its health allows."""
+        return self.limits.weight * self.told.factor
+
+    @property
+    def burst(self) -> int:
+        """Messages that may go at once after a pause; under a learned rate those of a second at most."""
+        learned, burst = self.told.learned_rate, self.limits.burst
+        return burst if learned is None else max(1, min(burst, math.ceil(learned)))
+
+    def paced(self) -> Limits:
+        """The limits with the pace that holds now."""
+        return self.limits if self.told.learned_rate is None else replace(self.limits, rate=self.rate, burst=self.burst)
+
     def room(self, now: float) -> int:
         """How many sends may start now, pace aside."""
-        if now < self.paused_until:
+        if self.shut_for(now):
             return 0
-        if self.breaker.open_until is not None:
-            if now < self.breaker.open_until:
-                return 0
-            return 0 if self.in_flight else 1  # half open: one probe
-        return max(0, self.limits.concurrency - self.in_flight)
+        room = self.limits.concurrency - self.in_flight
+        if self.breaker.open_until is not None:  # half open: a probe, and one more for each that told nothing
+            room = min(room, 1 + self.breaker.unclear - self.in_flight)
+        if self.spent_until is not None:
+            room = min(room, 1 - self.in_flight)
+        return max(0, room)
 
     def shut_for(self, now: float) -> float:
         """Seconds until this account may be used again; 0 when it may be now."""
-        return max(0.0, self.paused_until - now, (self.breaker.open_until or now) - now)
+        return max(self.paused_until, self.breaker.open_until or now, self.spent_until or now, now) - now
 
     def budget(self, now: float) -> int:
         """How many sends may start now."""
         room = self.room(now)
-        if self.limits.rate is None:
+        if self.rate is None:
             return room
         return min(room, self.tokens) if now < self.tokens_until else 0
 
@@ -108,11 +170,11 @@ class Gate:
 
         Never more are held than one lease can give, so that tokens which nobody used do not add up to a burst.
         """
-        rate = self.limits.rate
+        rate = self.rate
         if rate is None or now < self.next_lease_at:
             return 0
         held = self.tokens if now < self.tokens_until else 0
-        most = self.limits.burst - 1 + math.ceil(rate * PACE_WINDOW.total_seconds())
+        most = self.burst - 1 + math.ceil(rate * PACE_WINDOW.total_seconds())
         return max(0, min(self.room(now), most) - held)
 
     def grant_tokens(self, n: int, now: float) -> None:
@@ -124,21 +186,41 @@ class Gate:
     def start(self, n: int) -> None:
         """Book `n` claimed sends."""
         self.in_flight += n
-        if self.limits.rate is not None:
+        if self.rate is not None:
             self.tokens = max(0, self.tokens - n)
 
     def end(self, *, failed: bool | None, now: float) -> bool:
         """Book the end of one send; `failed` None says nothing about the account. True when the breaker just opened."""
         self.in_flight -= 1
-        if failed is None:
-            return False
         before = self.breaker
         self.breaker = decide_breaker(before, failed=failed, now=now)
         return self.breaker.open_until is not None and self.breaker.open_until != before.open_until
 
+    def release(self) -> None:
+        """Book that a claimed send was not made."""
+        self.in_flight -= 1
+
     def pause(self, seconds: float, now: float) -> None:
         """Nothing starts before so many seconds have passed (`Retry-After`)."""
         self.paused_until = max(self.paused_until, now + seconds)
+
+    def exhaust(self, seconds: float | None, now: float) -> None:
+        """A quota has run out, for so many seconds at most; None: it has room."""
+        if seconds is not None:
+            self.spent_until = now + min(seconds, ASK_AGAIN)
+        elif self.spent_until is not None and now >= self.spent_until:
+            self.spent_until = None
+
+    def hear(self, told: Told, now: float) -> None:
+        """Take in what the account's row says."""
+        self.told = told
+        if told.shut_for > 0 and self.breaker.open_until is None:
+            self.pause(told.shut_for, now)
+
+    def change(self, limits: Limits) -> None:
+        """Somebody configured the account anew, perhaps with another quota."""
+        self.limits = limits
+        self.spent_until = None
 
 
 async def lease_pace(conn: Runner, wants: Mapping[int, tuple[Limits, int]], now: datetime | None) -> dict[int, int]:
@@ -162,6 +244,7 @@ async def apply_opening(conn: Runner, limits: Limits, span: timedelta, now: date
     await conn.execute(SQL.apply_opening, limits.project_id, limits.account_id, span, now)
 
 
-async def load_openings(conn: Runner, account_ids: list[int], now: datetime | None) -> dict[int, float]:
-    """The accounts among these whose breaker some worker opened: seconds from now until they may be tried."""
-    return {row["account_id"]: row["seconds"] for row in await conn.fetch(SQL.load_openings, account_ids, now)}
+async def load_told(conn: Runner, account_ids: list[int], now: datetime | None) -> dict[int, Told]:
+    """What the rows of these accounts tell; those that have nothing to tell are missing."""
+    rows = await conn.fetch(SQL.load_told, account_ids, now)
+    return {row["account_id"]: Told(row["seconds"], row["factor"], row["learned_rate"]) for row in rows}

@@ -23,7 +23,10 @@ RETURNING s.account_id, d.granted;
 UPDATE account_state SET open_until = greatest(open_until, coalesce($4::timestamptz, now()) + $3::interval)
 WHERE project_id = $1 AND account_id = $2;
 
--- name: load_openings
+-- name: load_told
 -- any project: a worker asks for the accounts it is using
-SELECT account_id, extract(epoch FROM open_until - coalesce($2::timestamptz, now()))::float8 AS seconds
-FROM account_state WHERE account_id = ANY ($1::int[]) AND open_until > coalesce($2::timestamptz, now());
+SELECT account_id, factor, learned_rate,
+       coalesce(extract(epoch FROM greatest(open_until, paused_until) - coalesce($2::timestamptz, now())), 0)::float8 AS seconds
+FROM account_state
+WHERE account_id = ANY ($1::int[])
+  AND (greatest(open_until, paused_until) > coalesce($2::timestamptz, now()) OR factor < 1 OR learned_rate IS NOT NULL);

@@ -24,8 +24,8 @@ from tidings.engine import gate as gates
 from tidings.engine import jobs as queue
 from tidings.engine.batch import Batcher
 from tidings.engine.checkpoint import Checkpoint, no_checkpoint
-from tidings.engine.gate import Gate, Limits
-from tidings.engine.jobs import Job
+from tidings.engine.gate import NOTHING_TOLD, Gate, Limits
+from tidings.engine.jobs import Claim, Job
 from tidings.engine.shares import Credits, Share, Waiting, decide_shares
 from tidings.engine.wakes import BUSY_POLL, IDLE_POLL, Wakes, wait_first
 
@@ -48,6 +48,14 @@ _UNRECORDABLE: Final = (
     ValueError,
 )
 """What the database or the driver says to a value that it cannot store, however often it is tried."""
+LOOK_AFTER: Final = 2.0
+"""While all accounts of a project are shut for longer than this many seconds, its work is looked at all the same: some
+of it has expired, and some is pinned to an account that is not shut."""
+LOOK_AT: Final = 64
+"""So many jobs of a project a second, the oldest first; the rest of them goes back for LOOK_AGAIN at most."""
+LOOK_AGAIN: Final = 60.0
+FORGET_AFTER: Final = 600.0
+"""Seconds after which a gate that nobody used is forgotten: its account may be gone."""
 HELD_LIMIT: Final = 4
 """A lane claims nothing while more than this many times its slots wait to be settled."""
 
@@ -61,6 +69,8 @@ class Outcome(Generic[Result]):
     """True: counts against the account's breaker; False: the account works; None: says nothing."""
     pause: float | None = None
     """Seconds for which the account asked to be left alone."""
+    exhausted: float | None = None
+    """Seconds for which a quota of the account has run out; nothing was sent."""
 
 
 class SendHandler(Protocol[Prepared, Result]):
@@ -80,6 +90,10 @@ class SendHandler(Protocol[Prepared, Result]):
 
     async def send(self, job: Job, prepared: Prepared, deadline: float) -> Outcome[Result] | None:
         """Do it. None: not enough of the lease is left (`deadline`, monotonic seconds); give the job back."""
+        ...
+
+    def ended(self, job: Job, prepared: Prepared) -> Result | None:
+        """The result for a job whose account takes nothing now, if that does not matter: it has expired, say."""
         ...
 
     def unanswered(self, job: Job, prepared: Prepared) -> Result:
@@ -133,7 +147,10 @@ class SendLane(Generic[Prepared, Result]):
         self._room = asyncio.Event()
         """A quarter of the slots has become free: worth a claim, however short ago the last one was."""
         self._gates: dict[int, Gate] = {}
-        self._openings_at = 0.0
+        self._told_at = 0.0
+        self._forgotten_at = 0.0
+        self._looked_at: dict[int, float] = {}
+        """When a project was looked at whose accounts are all shut."""
         self._credits = Credits()
         self._turn = 0
         self._after_project = 0
@@ -273,17 +290,19 @@ class SendLane(Generic[Prepared, Result]):
         projects = {w.project_id for w in waiting}
         limits = await self._handler.load_limits(self.lane, projects)
         by_project = {p: [self._gate(one) for one in limits.get(p, ())] for p in projects}
-        await self._refresh_openings(by_project, now)
+        await self._refresh_told(now)
         await self._lease_tokens(by_project, now)
         chosen: dict[int, Gate | None] = {}
         for project, mine in by_project.items():
             usable = [g for g in mine if g.budget(now) > 0 and g.limits.weight > 0]
             if usable:
-                weights = [g.limits.weight for g in usable]
+                weights = [g.weight for g in usable]
                 chosen[project] = self._clock.random.choices(usable, weights)[0]
             elif not mine:
                 chosen[project] = None  # pinned work may still go; the rest ends for want of an account
         left = {p: (g.budget(now) if g else self._slots) for p, g in chosen.items()}
+        for project, gate in self._look(by_project, now).items():
+            chosen[project], left[project] = gate, LOOK_AT
         self._turn += 1
         decided = decide_shares(
             waiting,
@@ -298,32 +317,52 @@ class SendLane(Generic[Prepared, Result]):
         accounts = {p: g.limits.account_id if g else None for p, g in chosen.items()}
         return [Share(w.lane, w.priority, w.project_id, accounts[w.project_id], n) for w, n in decided]
 
+    def _look(self, by_project: Mapping[int, list[Gate]], now: float) -> dict[int, Gate]:
+        """The projects whose accounts are all shut for a while, and whose turn it is to be looked at."""
+        found = {}
+        for project, mine in by_project.items():
+            gate = min(mine, key=lambda g: g.shut_for(now), default=None)
+            if gate is None or gate.shut_for(now) < LOOK_AFTER:
+                self._looked_at.pop(project, None)
+            elif now - self._looked_at.get(project, -1.0) >= 1.0:
+                self._looked_at[project] = now
+                found[project] = gate
+        return found
+
     def _gate(self, limits: Limits) -> Gate:
         found = self._gates.get(limits.account_id)
         if found is None:
             found = self._gates[limits.account_id] = Gate(limits)
         elif found.limits is not limits:
-            found.limits = limits
+            found.change(limits)
+        found.used_at = self._clock.monotonic()
         return found
 
-    async def _refresh_openings(self, by_project: Mapping[int, list[Gate]], now: float) -> None:
-        """Once a second: which accounts have other workers found broken?"""
-        if now < self._openings_at:
+    async def _refresh_told(self, now: float) -> None:
+        """Once a second: what have other workers found out about the accounts? And which gates does nobody use?"""
+        if now < self._told_at:
             return
-        self._openings_at = now + 1.0
-        mine = {g.limits.account_id: g for gates_ in by_project.values() for g in gates_}
-        for account_id, seconds in (
-            await gates.load_openings(self._database, sorted(mine), self._clock.db_now())
-        ).items():
-            if mine[account_id].breaker.open_until is None:
-                mine[account_id].pause(seconds, now)
+        self._told_at = now + 1.0
+        if now >= self._forgotten_at:
+            self._forgotten_at = now + FORGET_AFTER
+            unused = [
+                a
+                for a, g in self._gates.items()
+                if not g.in_flight and not g.shut_for(now) and now - g.used_at > FORGET_AFTER
+            ]
+            for account_id in unused:
+                del self._gates[account_id]
+            self._looked_at = {p: at for p, at in self._looked_at.items() if now - at < FORGET_AFTER}
+        told = await gates.load_told(self._database, sorted(self._gates), self._clock.db_now())
+        for account_id, gate in self._gates.items():
+            gate.hear(told.get(account_id, NOTHING_TOLD), now)
 
     async def _lease_tokens(self, by_project: Mapping[int, list[Gate]], now: float) -> None:
         # Also those that are no free choice (the simulator) but are used by pinned work.
         wants = {a: g for a, g in self._gates.items() if g.limits.project_id in by_project and g.wants_tokens(now)}
         if not wants:
             return
-        asked = {a: (g.limits, g.wants_tokens(now)) for a, g in wants.items()}
+        asked = {a: (g.paced(), g.wants_tokens(now)) for a, g in wants.items()}
         granted = await gates.lease_pace(self._database, asked, self._clock.db_now())
         for account_id, gate in wants.items():
             gate.grant_tokens(granted.get(account_id, 0), now)
@@ -336,7 +375,7 @@ class SendLane(Generic[Prepared, Result]):
                 if limits is not None:
                     self._gate(limits)
         now = self._clock.monotonic()
-        shut: dict[float, list[Job]] = {}
+        shut: dict[Claim, tuple[Job, float]] = {}
         for job in jobs:
             gate = self._gates.get(job.account_id or 0)
             if gate is None:
@@ -347,24 +386,42 @@ class SendLane(Generic[Prepared, Result]):
             gate.start(1)
             self._held[job.id, job.epoch].gate = gate
             if wait:
-                shut.setdefault(wait, []).append(job)
-        for wait, back in shut.items():
-            await self._give_back(back, after=timedelta(seconds=wait * self._clock.random.uniform(1.0, 1.2)))
-        gone = {job.id for back in shut.values() for job in back}
-        return [job for job in jobs if job.id not in gone]
+                # Whether the account that it was not pinned to is shut for long matters little to it.
+                shut[job.id, job.epoch] = job, wait if job.pinned else min(wait, LOOK_AGAIN)
+        if not shut:
+            return jobs
+        await self._put_off(list(shut.values()))
+        return [job for job in jobs if (job.id, job.epoch) not in shut]
 
-    async def _give_back(self, jobs: Sequence[Job], after: timedelta | None = None) -> None:
+    async def _put_off(self, shut: Sequence[tuple[Job, float]]) -> None:
+        """Settle what has ended all the same; give the rest back, each for so many seconds."""
+        prepared = await self._handler.prepare([job for job, _ in shut])
+        now = self._clock.monotonic()
+        retries: list[queue.Retry] = []
+        for (job, wait), what in zip(shut, prepared, strict=True):
+            result = self._handler.ended(job, what)
+            if result is not None:
+                self._end_slot(job, None, now=now)
+                self._add_settled(job, what, result)
+                continue
+            gate = self._held[job.id, job.epoch].gate
+            # Until the end of the month is too long to wait for one account, where there may be another.
+            pin = job.pin if gate is None or gate.spent_until is None else None
+            after = timedelta(seconds=wait * self._clock.random.uniform(1.0, 1.2))
+            retries.append(queue.Retry(job, after, pin, job.attempt))
+        await self._give_back([r.job for r in retries], retries)
+
+    async def _give_back(self, jobs: Sequence[Job], retries: Sequence[queue.Retry] | None = None) -> None:
         """Return claimed jobs that nothing was done for."""
         now = self._clock.monotonic()
         for job in jobs:
-            self._end_slot(job, failed=None, now=now)
+            self._end_slot(job, None, now=now)
             self._held.pop((job.id, job.epoch), None)
-        ordered = sorted(jobs, key=lambda job: job.id)
         with contextlib.suppress(Exception):  # else the leases run out by themselves
-            if after is None:
-                await queue.release_jobs(self._database, ordered)
+            if retries is None:
+                await queue.release_jobs(self._database, sorted(jobs, key=lambda job: job.id))
             else:
-                retries = [queue.Retry(j, after, j.pin, j.attempt) for j in ordered]
+                retries = sorted(retries, key=lambda r: r.job.id)
                 await queue.retry_jobs(self._database, retries, self._clock.db_now())
 
     # ------------------------------------------------------------ sending
@@ -382,21 +439,19 @@ class SendLane(Generic[Prepared, Result]):
         if outcome is None:
             await self._give_back([job])
             return
-        self._end_slot(job, failed=outcome.account_failed, now=now, pause=outcome.pause)
-        self.settling.add((job, what, outcome.result)).add_done_callback(
-            lambda done: self._settled(job, what, outcome.result, done)
-        )
+        self._end_slot(job, outcome, now=now)
+        self._add_settled(job, what, outcome.result)
 
     def _forget(self, task: asyncio.Task[None]) -> None:
         job, _ = self._sends.pop(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             # A bug in a handler: the lease runs out and the sweeper records that the outcome is unknown.
-            self._end_slot(job, failed=None, now=self._clock.monotonic())
+            self._end_slot(job, None, now=self._clock.monotonic())
             self._held.pop((job.id, job.epoch), None)
             if isinstance(error, Exception):
                 log.error("worker.send_broke", lane=self.lane, job=str(job.id), exc_info=error)
 
-    def _end_slot(self, job: Job, *, failed: bool | None, now: float, pause: float | None = None) -> None:
+    def _end_slot(self, job: Job, outcome: Outcome[Result] | None, *, now: float) -> None:
         held = self._held.get((job.id, job.epoch))
         if held is None or not held.in_slot:
             return
@@ -404,11 +459,14 @@ class SendLane(Generic[Prepared, Result]):
         was_full = self._free < max(1, self._slots // 4)
         self._in_flight -= 1
         self._ordinary_in_flight -= job.priority > 0
-        if held.gate is not None:
-            if held.gate.end(failed=failed, now=now):
+        if held.gate is not None and outcome is None:
+            held.gate.release()
+        elif held.gate is not None and outcome is not None:
+            if held.gate.end(failed=outcome.account_failed, now=now):
                 self._tell_opening(held.gate, now)
-            if pause is not None:
-                held.gate.pause(pause, now)
+            if outcome.pause is not None:
+                held.gate.pause(outcome.pause, now)
+            held.gate.exhaust(outcome.exhausted, now)
         if was_full and self._free >= self._slots // 4:
             self._event.set()
             self._room.set()
@@ -424,6 +482,9 @@ class SendLane(Generic[Prepared, Result]):
         _background(tell())
 
     # ------------------------------------------------------------ settling
+
+    def _add_settled(self, job: Job, what: Prepared, result: Result) -> None:
+        self.settling.add((job, what, result)).add_done_callback(lambda done: self._settled(job, what, result, done))
 
     async def _settle(self, batch: Sequence[tuple[Job, Prepared, Result]]) -> Sequence[None]:
         await self._checkpoint("settle.before")
@@ -461,9 +522,7 @@ class SendLane(Generic[Prepared, Result]):
         # lease, and try again until it is recorded or the lease is lost to another worker (then it is a late answer).
         async def again() -> None:
             await asyncio.sleep(SETTLE_AGAIN)
-            self.settling.add((job, what, result)).add_done_callback(
-                lambda next_: self._settled(job, what, result, next_)
-            )
+            self._add_settled(job, what, result)
 
         _background(again())
 

@@ -249,6 +249,10 @@ class HookSender:
                     return hook
         return None
 
+    def ended(self, job: Job, prepared: Prepared) -> Settlement | None:
+        """Its message was deleted."""
+        return Settlement() if prepared.event_id is None else None
+
     async def send(self, job: Job, prepared: Prepared, deadline: float) -> Outcome[Settlement] | None:
         """One attempt; None when too little of the lease is left to begin it."""
         if prepared.event_id is None:

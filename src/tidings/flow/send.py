@@ -23,9 +23,12 @@ from tidings.directory.blobs import Place, Shelf
 from tidings.directory.catalog import Account, Catalog, TemplateVersion, TypeVersion
 from tidings.directory.projects import Project
 from tidings.engine.gate import Limits
+from tidings.engine.health import Pulse
 from tidings.engine.jobs import Job, Retry
 from tidings.engine.lane import Outcome
+from tidings.engine.quota import Exhausted, Purses
 from tidings.errors import ProviderError, RenderError
+from tidings.flow.costs import cost_of
 from tidings.flow.load import Delivery, is_suppressed, load_deliveries
 from tidings.flow.options import Extras, decode_extras
 from tidings.flow.render import render_message
@@ -53,6 +56,8 @@ ACCOUNT_REASONS: Final = frozenset(
 )
 """Reasons that speak against the account rather than the message."""
 
+
+_DATABASE_AWAY: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
 
 NO_ACCOUNT: Final = "it was switched off or removed, or none serves addresses of this kind"
 
@@ -97,6 +102,7 @@ class Sender:
         tracker: Tracker | None = None,
         handle_receipts: Callable[[Account, Receipts], Awaitable[object]] | None = None,
         create: Callable[[str, Config, Surroundings], Provider] = registry.create,
+        pulse: Pulse | None = None,
     ) -> None:
         self._database = database
         self._catalog = catalog
@@ -107,10 +113,12 @@ class Sender:
         self._create = create
         self._tracker = tracker
         self._handle_receipts = handle_receipts
-        self._providers: dict[int, tuple[int, Provider]] = {}
+        self._providers: dict[int, tuple[Account, Provider]] = {}
         self._limits: dict[int, tuple[Account, Limits]] = {}
         self._retired: set[asyncio.Task[None]] = set()
         self._shelf = Shelf(database)
+        self.pulse: Final = pulse or Pulse(database, clock)
+        self.purses: Final = Purses(database, clock)
 
     # ------------------------------------------------------------ accounts
 
@@ -135,7 +143,13 @@ class Sender:
         known = self._limits.get(account.id)
         if known is None or known[0].revision != account.revision:
             limits = Limits(
-                account.id, account.project_id, account.concurrency, account.rate, account.burst, account.weight
+                account.id,
+                account.project_id,
+                account.concurrency,
+                account.rate,
+                account.burst,
+                account.weight,
+                account.quota,
             )
             known = self._limits[account.id] = (account, limits)
         return known[1]
@@ -149,7 +163,7 @@ class Sender:
 
     def _provider(self, account: Account) -> Provider:
         known = self._providers.get(account.id)
-        if known is not None and known[0] == account.revision:
+        if known is not None and known[0].revision == account.revision:
             return known[1]
         surroundings = self._surroundings
         if account.callback_path is not None and self._tracker is not None:
@@ -157,7 +171,7 @@ class Sender:
         provider = self._create(account.provider, account.config, surroundings)
         if (listen := getattr(provider, "listen", None)) is not None and self._handle_receipts is not None:
             listen(partial(self._handle_receipts, account))
-        self._providers[account.id] = (account.revision, provider)
+        self._providers[account.id] = (account, provider)
         if known is not None:
             self._retire(known[1])
         return provider
@@ -173,8 +187,26 @@ class Sender:
         self._retired.add(task)
         task.add_done_callback(self._retired.discard)
 
+    async def prune(self) -> None:
+        """Close the providers of accounts that were removed or switched off; now and then."""
+        for account, _ in list(self._providers.values()):
+            if await self._account(account.project_id, account.id) is None:
+                self._limits.pop(account.id, None)
+                if (gone := self._providers.pop(account.id, None)) is not None:
+                    self._retire(gone[1])
+
+    async def tell(self) -> None:
+        """Write down what was seen and used of the accounts; every few seconds."""
+        await self.pulse.flush()
+        await self.purses.flush()
+
     async def close(self) -> None:
-        """Give back every connection."""
+        """Give back every connection, and what is left of quotas."""
+        try:
+            await self.pulse.flush()
+            await self.purses.flush(everything=True)
+        except _DATABASE_AWAY as error:
+            log.warning("send.usage_not_told", error=type(error).__name__)
         for task in self._retired:
             task.cancel()
         for _, provider in self._providers.values():
@@ -283,7 +315,7 @@ class Sender:
         try:
             async with asyncio.timeout(patience):
                 await self._shelf.take(files)
-        except (TimeoutError, asyncio.CancelledError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+        except (*_DATABASE_AWAY, asyncio.CancelledError):
             # Nothing has left, so also one that is broken off goes back as if it had never been claimed.
             return False
         return True
@@ -311,6 +343,12 @@ class Sender:
         timeout = min(self._timeout, provider.spec.timeout.total_seconds())
         if deadline - self._clock.monotonic() < timeout + MARGIN:
             return None
+        try:
+            charged = await self.purses.charge(self._to_limits(account), cost_of(message, account.costs))
+        except (*_DATABASE_AWAY, asyncio.CancelledError):  # nothing has left
+            return None
+        if isinstance(charged, Exhausted):
+            return _put_off(job, delivery, account, charged)
         result: SendResult
         began = self._clock.monotonic()
         try:
@@ -324,12 +362,22 @@ class Sender:
         except Exception as error:
             log.error("send.provider_broke", provider=account.provider, exc_info=error)
             result = Uncertain(f"the adapter failed: {type(error).__name__}")
+        if isinstance(result, Rejected | Deferred | Throttled):
+            self.purses.refund(charged)
         self._settler.observe_attempt(account, result, self._clock.monotonic() - began)
+        failed = _speaks_against_account(result, per_address=provider.spec.per_address)
+        pause = _pause(result)
+        self.pulse.observe_answer(account.id, failed=failed, throttled_for=pause)
         return Outcome(
             self._settle(job, prepared, result, spec=provider.spec, message=message),
-            account_failed=_speaks_against_account(result, per_address=provider.spec.per_address),
-            pause=_pause(result),
+            account_failed=failed,
+            pause=pause,
         )
+
+    def ended(self, job: Job, prepared: Prepared) -> Settlement | None:
+        """The settlement of a delivery that must not be sent any more, whatever its account can take."""
+        ended = _forbidden(prepared)
+        return self._settle(job, prepared, ended) if ended is not None else None
 
     def unanswered(self, job: Job, prepared: Prepared) -> Settlement:
         """The settlement of a send that is broken off: nobody knows."""
@@ -357,9 +405,17 @@ class Sender:
             bound=prepared.bound,
             category=prepared.category,
             confirms=spec is not None and spec.confirms_delivery,
-            link=spec is not None and spec.receipts is not None and not spec.echoes_key,
+            link=spec is not None and not spec.echoes_key and (spec.receipts is not None or bool(spec.reports)),
             message=message,
         )
+
+
+def _put_off(job: Job, delivery: Delivery, account: Account, exhausted: Exhausted) -> Outcome[Settlement]:
+    """A quota has run out: free for the other accounts at once, and else for this one when there is room again."""
+    if exhausted.began:
+        log.warning("account.quota_exhausted", account=account.id, seconds=round(exhausted.seconds))
+    again = Settlement(job, delivery, None, retry=Retry(job, timedelta(0), None, job.attempt))
+    return Outcome(again, exhausted=exhausted.seconds)
 
 
 def _forbidden(prepared: Prepared) -> Ended | None:

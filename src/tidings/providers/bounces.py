@@ -113,8 +113,11 @@ def parse_bounce(raw: bytes) -> Returned | None:
         return None
     parts = list(_list_parts(mail))
     original = _find_original(parts)
-    found = _read_feedback(parts, original) or _read_delivery_status(parts) or _read_text(mail, parts)
-    if found is None:
+    found = _read_feedback(parts, original) or _read_delivery_status(parts)
+    if found is None and (inner := _find_report(parts)):  # a gateway passed on somebody else's report
+        original = _find_original(inner)
+        found = _read_feedback(inner, original) or _read_delivery_status(inner)
+    if found is None and (found := _read_text(mail, parts)) is None:
         return None
     form, bounces, fields, headers = found
     original = {**headers, **original}
@@ -449,6 +452,16 @@ def _find_original(parts: Iterable[Entity]) -> dict[str, str]:
                 pairs = next(iter(_split_blocks(_payload_text(part))), [])
             return dict(reversed(pairs))
     return {}
+
+
+def _find_report(parts: Iterable[Entity]) -> list[Entity]:
+    """The parts of a report that was attached as a mail."""
+    for part in parts:
+        payload = _payload_of(part)
+        inner = payload[0] if _is_original(part) and isinstance(payload, list) and payload else None
+        if isinstance(inner, Entity) and inner.get_content_type() == "multipart/report":
+            return list(_list_parts(inner))
+    return []
 
 
 def _payload_of(part: Entity) -> object:

@@ -222,7 +222,7 @@ class _Connection(asyncio.Protocol):
             if (stream := self.streams.get(event.stream_id)) is not None:
                 for name, value in event.headers:
                     if name == b":status":
-                        stream.status = int(value)
+                        stream.status = int(value) if value.isdigit() else 0
                     else:
                         stream.headers.add(_to_text(name), _to_text(value))
         elif isinstance(event, StreamEnded):
@@ -257,7 +257,9 @@ class _Connection(asyncio.Protocol):
         if reset:
             self._reset(stream)
         self.answered = True
-        if not stream.answer.done():
+        if stream.status == 0:
+            _fail(stream, "the answer has no status", sent=stream.sent)
+        elif not stream.answer.done():
             stream.answer.set_result(HttpAnswer(stream.status, stream.headers, b"".join(stream.chunks)))
         self._settle_down()
 
@@ -403,7 +405,9 @@ class Http2Client:
         try:
             async with asyncio.timeout(timeout):
                 while True:
-                    connection = self._pick() or await self._wait_for_room(timeout)
+                    # Who comes later does not overtake those who wait.
+                    connection = None if self._waiters else self._pick()
+                    connection = connection or await self._wait_for_room(timeout)
                     stream = connection.start(all_headers, body, read_cap)
                     try:
                         return await stream.answer
@@ -438,6 +442,7 @@ class Http2Client:
                 self._waiters.appendleft(waiter)
             else:
                 self._waiters.append(waiter)
+            self._wake()
             try:
                 await waiter
             except BaseException:
@@ -471,12 +476,15 @@ class Http2Client:
         finally:
             self._opening = None
         if failure is not None and not self._connections:
-            waiters, self._waiters = self._waiters, deque()
-            for waiter in waiters:
-                if not waiter.done():
-                    waiter.set_exception(failure)
-                    waiter.exception()
+            self._refuse_waiters(failure)
         self._wake()
+
+    def _refuse_waiters(self, failure: TransportFailure) -> None:
+        waiters, self._waiters = self._waiters, deque()
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_exception(failure)
+                waiter.exception()  # it may have been cancelled meanwhile
 
     async def _connect(self, timeout: float) -> _Connection:
         """A connection that the server has greeted.
@@ -536,4 +544,4 @@ class Http2Client:
             await asyncio.wait([self._opening])
         for connection in list(self._connections):
             connection.close()
-        self._wake()
+        self._refuse_waiters(ConnectFailed("the account was closed"))

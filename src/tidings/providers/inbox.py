@@ -35,6 +35,7 @@ class InboxProvider:
         timeout=timedelta(seconds=5),
         docs="docs/reference/channels.md",
         local=True,
+        verified_by="the road's own tests",
     )
 
     def __init__(self, config: InboxConfig, surroundings: Surroundings) -> None:

@@ -43,12 +43,11 @@ ENTRY_POINT_GROUP: Final = "tidings.providers"
 _BUILT_IN: Final[dict[str, type[Any]]] = {
     kind.spec.name: kind
     for kind in (
+        ApnsProvider,
         AppriseProvider,
         BrevoProvider,
         DiscordProvider,
-        ApnsProvider,
         FcmProvider,
-        WebPushProvider,
         InboxProvider,
         MailgunProvider,
         PostmarkProvider,
@@ -62,6 +61,7 @@ _BUILT_IN: Final[dict[str, type[Any]]] = {
         SnsProvider,
         TwilioProvider,
         VonageProvider,
+        WebPushProvider,
         WebhookProvider,
     )
 }

@@ -99,6 +99,7 @@ class SimulatorProvider:
         timeout=timedelta(seconds=10),
         docs="docs/reference/simulator.md",
         local=True,
+        verified_by="the road's own tests",
     )
 
     def __init__(self, config: SimulatorConfig, surroundings: Surroundings) -> None:

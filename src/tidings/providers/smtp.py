@@ -229,8 +229,8 @@ class SmtpProvider:
             | {EventKind.complained, EventKind.unsubscribed}
         ),
         verified_by=(
-            "Postfix (mails and real delivery reports), aiosmtpd, dkimpy's verifier, 391 bounce and complaint mails"
-            " published by the Sisimai project"
+            "Postfix (mails, signatures, real delivery reports), aiosmtpd, dkimpy's verifier, and the 391 mails of"
+            " Sisimai's set: all 220 standard reports and complaints, 154 of 171 bounces in free words"
         ),
     )
 

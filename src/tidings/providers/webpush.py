@@ -185,11 +185,11 @@ _URGENCY: Final = {
 }
 _TOKEN_TTL: Final = timedelta(hours=12)  # at most 24 (RFC 8292, 2)
 _TOKEN_KEPT: Final = timedelta(hours=6)
-_SERVICES_MAX: Final = 256
+_ORIGINS_MAX: Final = 256
 """Push services that are remembered. Browsers have a handful; but a subscription may name any."""
 
 
-class _Service(msgspec.Struct):
+class _Origin(msgspec.Struct):
     """One push service: how to call it, and the signature that it wants."""
 
     api: VendorApi
@@ -235,7 +235,7 @@ class WebPushProvider:
         self._subject = config.subject
         self._surroundings = surroundings
         self._clock = surroundings.clock
-        self._services: OrderedDict[str, _Service] = OrderedDict()
+        self._origins: OrderedDict[str, _Origin] = OrderedDict()
 
     async def send(self, message: Message, key: str) -> SendResult:
         if (refused := find_unsupported(self.spec, message)) is not None:
@@ -256,10 +256,10 @@ class WebPushProvider:
         except ValueError:
             return Rejected(Reason.invalid_address, "not a Web Push subscription")
         now = self._clock.now()
-        service = self._find_service(origin, now)
+        known = self._find_origin(origin, now)
         ttl = _TTL_MAX if message.expires_at is None else min(max(message.expires_at - now, timedelta()), _TTL_MAX)
         headers = {
-            "Authorization": service.authorization,
+            "Authorization": known.authorization,
             "Content-Encoding": "aes128gcm",
             "Content-Type": "application/octet-stream",
             "TTL": str(int(ttl.total_seconds())),
@@ -268,24 +268,24 @@ class WebPushProvider:
         if push.collapse_key is not None:
             headers["Topic"] = to_topic(push.collapse_key)
         try:
-            answer = await service.api.call(url.raw_path_qs, headers=headers, body=body, read_cap=_READ_CAP)
+            answer = await known.api.call(url.raw_path_qs, headers=headers, body=body, read_cap=_READ_CAP)
         except TransportFailure as failure:
             return to_result(failure)
         return decide_result(answer, now)
 
-    def _find_service(self, origin: str, now: datetime) -> _Service:
-        service = self._services.get(origin)
-        if service is None or now >= service.sign_again_at:
+    def _find_origin(self, origin: str, now: datetime) -> _Origin:
+        known = self._origins.get(origin)
+        if known is None or now >= known.sign_again_at:
             claims = {"aud": origin, "exp": int((now + _TOKEN_TTL).timestamp()), "sub": self._subject}
-            service = self._services[origin] = _Service(
+            known = self._origins[origin] = _Origin(
                 VendorApi(origin, self._surroundings, self.spec),
                 f"vapid t={sign_jwt(self._key, claims)}, k={self._public_key}",
                 now + _TOKEN_KEPT,
             )
-            if len(self._services) > _SERVICES_MAX:
-                self._services.popitem(last=False)
-        self._services.move_to_end(origin)
-        return service
+            if len(self._origins) > _ORIGINS_MAX:
+                self._origins.popitem(last=False)
+        self._origins.move_to_end(origin)
+        return known
 
     async def close(self) -> None:
         """The connections belong to the transport, which all accounts share."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
+import msgspec
 from fastapi import APIRouter, Response
-from pydantic import Field, WithJsonSchema
+from pydantic import Field, StringConstraints, WithJsonSchema
 
 from tidings.directory import accounts
 from tidings.directory.access import Caller
-from tidings.directory.accounts import AccountInfo, AccountPlan
+from tidings.directory.accounts import AccountInfo, AccountPlan, AccountState
 from tidings.errors import Forbidden
 from tidings.model.words import CHANNELS_OF_THIS_VERSION, Scope
 from tidings.web.deps import Admin, Deps, Given, Paging, Reader
@@ -25,6 +27,26 @@ _CHANNEL_SCHEMA: Final = WithJsonSchema(
 _SLOWEST: Final = 0.00001
 """Messages per second. With it the largest burst is paid back after three thousand years; the time by which a slower
 pace would is none that PostgreSQL knows, and the one statement that leases pace for many accounts would fail."""
+
+
+Country = Annotated[str, StringConstraints(pattern=r"^([A-Z]{2}|\*)$")]
+Price = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)]
+
+
+class AllowanceBody(Body):
+    """What may be used in one period."""
+
+    messages: int | None = Field(default=None, ge=0, le=1_000_000_000_000)
+    """Messages; null: any number."""
+    spend: float | None = Field(default=None, ge=0, le=1_000_000_000, allow_inf_nan=False)
+    """Money in the account's currency; null: any amount."""
+
+
+class QuotasBody(Body):
+    """What may be used in each day and each month, in UTC."""
+
+    day: AllowanceBody = AllowanceBody()
+    month: AllowanceBody = AllowanceBody()
 
 
 class AccountBody(Body):
@@ -44,7 +66,71 @@ class AccountBody(Body):
     """Messages that may go at once after a pause."""
     concurrency: int = Field(default=64, ge=1, le=10_000)
     """Sends in flight per worker process."""
+    quotas: QuotasBody = QuotasBody()
+    """Never exceeded by all workers together. When one has run out, other accounts of the channel take the messages, or
+    they wait for the next day or month."""
+    costs: dict[Country, Price] = Field(default={}, max_length=300, examples=[{"US": 0.0079, "*": 0.05}])
+    """Prices in the account's currency: of each part of a text message by the recipient's country (ISO 3166) or `*`; of
+    each recipient of an e-mail, and of any other message, as `*`."""
+    currency: Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$")] | None = Field(default=None, examples=["USD"])
+    """ISO 4217; only shown."""
     enabled: bool = True
+
+
+class AllowanceView(View):
+    """What may be used in one period; null: no end."""
+
+    messages: int | None
+    spend: float | None
+
+
+class QuotasView(View):
+    """What may be used in each day and each month, in UTC."""
+
+    day: AllowanceView
+    month: AllowanceView
+
+
+class UsedView(View):
+    """What was used in a period. Of an account with quotas this includes what workers hold to use it next."""
+
+    messages: int
+    spend: float
+
+
+class UsageView(View):
+    """What was used today and this month, in UTC."""
+
+    day: UsedView
+    month: UsedView
+
+
+class AccountStateView(View):
+    """How an account does at present, as its workers tell every few seconds."""
+
+    breaker: Literal["closed", "open"]
+    """Open after many failures in a row that speak against the account: nothing is sent until `open_until`."""
+    open_until: datetime | None
+    paused_until: datetime | None
+    """The vendor asked to be left alone until then."""
+    exhausted_until: datetime | None
+    """A quota has run out; it begins anew then."""
+    learned_rate: float | None
+    """Messages per second that the vendor bears, learned from its throttling; null: nothing is known."""
+    health: float
+    """0 to 1: the share of sends that succeed, less where receipts take much longer than with the channel's best."""
+    effective_weight: float
+    """The weight, as far as the account's health compared with the channel's best leaves it."""
+    used: UsageView
+
+
+class CheckView(View):
+    """What a vendor says of an account's credentials."""
+
+    outcome: Literal["ok", "failed", "unknown"]
+    """Unknown: this vendor cannot be asked without sending something."""
+    detail: str | None
+    """What is wrong, in a sentence."""
 
 
 class AccountView(View):
@@ -58,12 +144,16 @@ class AccountView(View):
     rate: float | None
     burst: int
     concurrency: int
+    quotas: QuotasView
+    costs: dict[str, float]
+    currency: str | None
     enabled: bool
     test: bool
     revision: int
     callback_url: str | None = None
     """Where the vendor is to report; null where it reports nothing, `TIDINGS_PUBLIC_URL` is not set, or the key may not
     manage."""
+    state: AccountStateView
     created_at: datetime
     updated_at: datetime
 
@@ -74,22 +164,35 @@ async def list_accounts(deps: Given, caller: Reader, page: Paging) -> Any:
     after = page.after(str, "accounts")
     found = await accounts.list_accounts(deps.database, caller.project_id, after=after, limit=page.fetch)
     cut = page.cut(found, lambda account: account.key, "accounts")
-    cut["items"] = [_to_view(deps, caller, account) for account in cut["items"]]
+    cut["items"] = await _to_views(deps, caller, cut["items"])
     return cut
 
 
 @router.get("/{key}", response_model=AccountView)
 async def get_account(deps: Given, caller: Reader, key: Key) -> AccountView:
     """One account."""
-    return _to_view(deps, caller, await accounts.load_account(deps.database, caller.project_id, key))
+    [view] = await _to_views(deps, caller, [await accounts.load_account(deps.database, caller.project_id, key)])
+    return view
 
 
-def _to_view(deps: Deps, caller: Caller, account: AccountInfo) -> AccountView:
+async def _to_views(deps: Deps, caller: Caller, found: Sequence[AccountInfo]) -> list[AccountView]:
+    keys = [account.key for account in found]
+    states = await accounts.load_states(deps.database, caller.project_id, keys, deps.clock.db_now())
+    return [_to_view(deps, caller, account, states[account.key]) for account in found if account.key in states]
+
+
+def _to_view(deps: Deps, caller: Caller, account: AccountInfo, state: AccountState) -> AccountView:
     path = accounts.to_callback_path(deps.vault, caller.project_id, caller.project_key, account.provider, account.key)
     # Its address may be a secret between the vendor and us, so only who may configure the account is told it.
     told = path is not None and deps.public_url is not None and Scope.manage in caller.scopes
-    view = AccountView.model_validate(account)
-    return view.model_copy(update={"callback_url": f"{(deps.public_url or '').rstrip('/')}{path}"}) if told else view
+    used = {"day": msgspec.structs.asdict(state.used_today), "month": msgspec.structs.asdict(state.used_this_month)}
+    return AccountView.model_validate(
+        {
+            **msgspec.structs.asdict(account),
+            "callback_url": f"{(deps.public_url or '').rstrip('/')}{path}" if told else None,
+            "state": {**msgspec.structs.asdict(state), "used": used},
+        }
+    )
 
 
 def _refuse_test_key(caller: Caller) -> None:
@@ -101,13 +204,14 @@ def _refuse_test_key(caller: Caller) -> None:
 async def put_account(deps: Given, caller: Admin, key: Key, body: AccountBody, response: Response) -> AccountView:
     """Makes an account (201) or changes it (200); its channel and provider stay. Workers follow within a second."""
     _refuse_test_key(caller)
-    plan = AccountPlan(**body.model_dump())
+    plan = msgspec.convert(body.model_dump(), AccountPlan)
     account, made = await deps.database.transaction(
         lambda conn: accounts.put_account(conn, caller.actor, deps.vault, key, plan)
     )
     deps.catalog.forget(caller.project_id)
     response.status_code = 201 if made else 200
-    return _to_view(deps, caller, account)
+    [view] = await _to_views(deps, caller, [account])
+    return view
 
 
 @router.delete("/{key}", status_code=204)

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Sequence
 from enum import Enum
-from typing import Final
+from typing import Final, NamedTuple
 
 import structlog
 
@@ -21,7 +22,7 @@ from tidings.clock import Clock
 from tidings.db.pool import to_loggable
 from tidings.directory.tokens import UserCaller
 from tidings.errors import TooManyRequests, Unavailable
-from tidings.flow.inbox import CHANGES_MAX, Inbox, InboxItem, News, Place, to_tag
+from tidings.flow.inbox import CHANGES_MAX, Inbox, InboxCounts, InboxItem, News, Place, to_tag
 from tidings.telemetry import Metrics
 
 _log = structlog.get_logger(__name__)
@@ -70,15 +71,15 @@ class Stream:
         return self.waiter is not None and not self.waiter.done()
 
 
-class Told(list[tuple[str, InboxItem]]):
-    """What a stream shall write: `item` or `update`, and the item as it is now; then the counts.
+class Told(NamedTuple):
+    """What a stream shall write."""
 
-    Whether an item is new to the client cannot always be told from where it stands (it may have been marked before it
-    was first told), so both words come with the whole item.
-    """
-
-    news: News
+    items: Sequence[tuple[str, InboxItem]]
+    """`item` or `update`, and the item as it is now. Whether an item is new to the client cannot always be told from
+    where it stands (it may have been marked before it was first told), so both words come with the whole item."""
+    counts: InboxCounts
     after: int
+    """Where the stream stands when all of it is written."""
 
 
 class Live:
@@ -193,12 +194,11 @@ class Live:
         place = stream.after
         if place is None or place > news.counts.last_seq:  # a number that is not of this inbox: begin with now
             place = news.counts.last_seq
-        told = Told(("item" if item.seq > place else "update", item) for item in news.items)
-        told.news = news
-        told.after = stream.after = news.items[-1].changed_seq if news.items else place
+        items = [("item" if item.seq > place else "update", item) for item in news.items]
+        stream.after = news.items[-1].changed_seq if news.items else place
         stream.greeted = True
         stream.dirty |= len(news.items) >= CHANGES_MAX
-        return told
+        return Told(items, news.counts, stream.after)
 
     async def stop(self) -> None:
         """Ends the reader."""

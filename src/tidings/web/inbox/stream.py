@@ -74,15 +74,11 @@ def parse_place(text: str | None) -> int | None:
     return int(text)
 
 
-def _counts(told: Told) -> dict[str, int]:
-    counts = told.news.counts
-    return {"total": counts.total, "unseen": counts.unseen, "unread": counts.unread}
-
-
 def _events(told: Told) -> Iterator[tuple[str, int, Any]]:
-    for name, item in told:
+    for name, item in told.items:
         yield name, item.changed_seq, item
-    yield "counts", told.after, _counts(told)
+    counts = told.counts
+    yield "counts", told.after, {"total": counts.total, "unseen": counts.unseen, "unread": counts.unread}
 
 
 # ---------------------------------------------------------------- server-sent events
