@@ -8,7 +8,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import itertools
-from collections.abc import AsyncIterator
+import os
+import shutil
+import subprocess
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -119,6 +122,41 @@ class Api:
             )
         )
         return text
+
+
+Install = Callable[..., str]
+
+
+@pytest.fixture(scope="session")
+def debian() -> Install:
+    """Finds a program of Debian's: `debian("nghttp2-server", "nghttpd")` is its path.
+
+    It is installed with the system's packages where we may do that (root, apt-get); else the test is skipped by name.
+    """
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    updated = False
+
+    def find(package: str, *programs: str, answers: bytes = b"") -> str:
+        nonlocal updated
+        path = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/bin"
+        if (found := next(filter(None, (shutil.which(p, path=path) for p in programs)), None)) is not None:
+            return found
+        if os.geteuid() != 0 or shutil.which("apt-get") is None:
+            pytest.skip(f"{programs[0]} is not installed (Debian: {package})")
+        commands: list[tuple[list[str], bytes | None]] = [([] if updated else ["apt-get", "update", "-qq"], None)]
+        commands += [(["debconf-set-selections"], answers)] if answers else []
+        commands += [(["apt-get", "install", "-qq", "-y", "--no-install-recommends", package], None)]
+        for command, given in commands:
+            if not command:
+                continue
+            try:
+                subprocess.run(command, input=given, env=environment, check=True, capture_output=True, timeout=110)
+            except (OSError, subprocess.SubprocessError) as failure:
+                pytest.skip(f"{package} cannot be installed: {failure}")
+        updated = True
+        return find(package, *programs)
+
+    return find
 
 
 @pytest.fixture

@@ -111,31 +111,12 @@ def free_ports(count: int) -> list[int]:
         return [sock.getsockname()[1] for sock in sockets]
 
 
-def install() -> None:
-    """Debian's package, without a configuration, so that it starts nothing."""
+@pytest.fixture(scope="module")
+def postfix(debian: Any) -> Iterator[Postfix]:
     if os.geteuid() != 0:
         pytest.skip("Postfix can only be started by root")
-    if shutil.which("postfix", path="/usr/sbin:/usr/bin") is not None:
-        return
-    if shutil.which("apt-get") is None:
-        pytest.skip("Postfix is not installed, and there is no apt-get")
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    choice = b"postfix postfix/main_mailer_type select No configuration\n"
-    commands = (
-        (["debconf-set-selections"], choice),
-        (["apt-get", "update", "-qq"], None),
-        (["apt-get", "install", "-qq", "-y", "--no-install-recommends", "postfix"], None),
-    )
-    for command, given in commands:
-        try:
-            subprocess.run(command, input=given, env=environment, check=True, capture_output=True, timeout=240)
-        except (OSError, subprocess.SubprocessError) as failure:
-            pytest.skip(f"Postfix cannot be installed: {failure}")
-
-
-@pytest.fixture(scope="module")
-def postfix() -> Iterator[Postfix]:
-    install()
+    # Without a configuration, so that the package starts nothing.
+    debian("postfix", "postfix", answers=b"postfix postfix/main_mailer_type select No configuration\n")
     # Not pytest's folder: the servers drop root, and would not get into it.
     folder = Path(tempfile.mkdtemp(prefix="postfix-"))
     folder.chmod(0o755)

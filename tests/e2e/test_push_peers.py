@@ -18,6 +18,7 @@ import subprocess
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import aiohttp
@@ -175,10 +176,8 @@ def write_certificate(folder: Path) -> tuple[Path, Path]:
     return key_file, certificate_file
 
 
-async def test_hundreds_of_streams_on_one_connection_to_nghttpd(tmp_path: Path) -> None:
-    nghttpd = shutil.which("nghttpd")
-    if nghttpd is None:
-        pytest.skip("nghttpd is not installed (Debian: nghttp2-server)")
+async def test_hundreds_of_streams_on_one_connection_to_nghttpd(tmp_path: Path, debian: Any) -> None:
+    nghttpd = debian("nghttp2-server", "nghttpd")
     key_file, certificate_file = write_certificate(tmp_path)
     token = "ab" * 32
     device = tmp_path / "3" / "device" / token

@@ -5,10 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
-import shutil
 import socket
-import subprocess
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -58,21 +55,9 @@ await attempt("with neither", "/counts", {});
 
 
 @pytest.fixture(scope="session")
-def browser() -> str:
-    """The program; installed with the system's packages where we may do that."""
-    found = next(filter(None, map(shutil.which, NAMES)), None)
-    if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
-        with contextlib.suppress(subprocess.SubprocessError):
-            subprocess.run(
-                ["apt-get", "install", "-y", "-q", "--no-install-recommends", "chromium"],
-                check=True,
-                capture_output=True,
-                timeout=100,
-                env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
-            )
-        found = shutil.which("chromium")
-    if found is None:
-        pytest.skip("there is no Chromium here, and it cannot be installed")
+def browser(debian: Any) -> str:
+    """The program."""
+    found: str = debian("chromium", *NAMES)
     return found
 
 
