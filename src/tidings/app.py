@@ -54,7 +54,7 @@ from tidings.engine.wakes import Wakes
 from tidings.engine.worker import Worker
 from tidings.errors import DatabaseUnsupported, SettingsError
 from tidings.flow.accept import Acceptor, forget_keys
-from tidings.flow.callbacks import Callbacks, record_receipts
+from tidings.flow.callbacks import Callbacks, HelpDesk, record_receipts
 from tidings.flow.endpoints import forget_failing
 from tidings.flow.hooks import HookSender, forget_messages
 from tidings.flow.inbox import BELL_CHANNEL, Bell, Inbox
@@ -211,7 +211,13 @@ async def open_api(core: Core) -> AsyncIterator[ASGIApp]:
     transport = AiohttpTransport(guard)
     pulse = Pulse(core.database, core.clock)
     beating = asyncio.create_task(pulse.run())
-    receiver = Receiver(core.database, core.meter, core.clock, observe_delivered=pulse.observe_delivered)
+    receiver = Receiver(
+        core.database,
+        core.meter,
+        core.clock,
+        observe_delivered=pulse.observe_delivered,
+        answer_help=HelpDesk(acceptor, core.catalog).answer,
+    )
     surroundings = Surroundings(http=transport, guard=guard, clock=core.clock, timeout=settings.provider_timeout)
     count_receipts = core.metrics.receipts.labels
     deps = Deps(
@@ -279,7 +285,14 @@ async def open_worker(
     transport = AiohttpTransport(guard)
     surroundings = Surroundings(http=transport, guard=guard, clock=core.clock, timeout=settings.provider_timeout)
     pulse = Pulse(core.database, core.clock)
-    receiver = Receiver(core.database, core.meter, core.clock, observe_delivered=pulse.observe_delivered)
+    acceptor = Acceptor(core.database, core.catalog, core.meter, core.clock, core.wakes)
+    receiver = Receiver(
+        core.database,
+        core.meter,
+        core.clock,
+        observe_delivered=pulse.observe_delivered,
+        answer_help=HelpDesk(acceptor, core.catalog).answer,
+    )
     sender = Sender(
         core.database,
         core.catalog,

@@ -8,12 +8,19 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
+import msgspec
 import pytest
 
 from tidings import ids
 from tidings.directory.accounts import to_callback_path
+from tidings.engine.wakes import Wakes
+from tidings.flow.accept import Acceptor
+from tidings.flow.callbacks import HelpDesk
+from tidings.flow.measure import Meter
+from tidings.flow.receipts import Receiver
 from tidings.flow.tracking import Token
-from tidings.model.words import EventKind, Scope, Status
+from tidings.model.words import Channel, EventKind, Scope, Status
+from tidings.providers.port import Inbound
 
 FIREFOX = {"user-agent": "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"}
 POSTMARK = {
@@ -253,10 +260,30 @@ async def test_a_test_key_changes_nothing_that_live_messages_meet(api: Any) -> N
     assert (await tenant.put("/api/v1/project/settings", {})).status_code == 403
 
 
+async def test_help_is_answered_in_the_projects_words_once(api: Any) -> None:
+    tenant = await api.new_project()
+    meter = Meter(api.deps.database, api.clock)
+    acceptor = Acceptor(api.deps.database, api.deps.catalog, meter, api.clock, Wakes())
+    desk = HelpDesk(acceptor, api.deps.catalog)
+    receiver = Receiver(api.deps.database, meter, api.clock, answer_help=desk.answer)
+    help_ = Inbound("+4915112345678", "+15550001", "HELP", "in-1", keyword="help")
+    await receiver.record_inbound(tenant.project_id, 1, Channel.sms, [help_])
+    assert await api.deps.database.fetchval("SELECT count(*) FROM notification") == 0, "it has no words yet"
+    await tenant.put("/api/v1/project/settings", {"sms_help": "Shop: write to help@example.com. STOP ends this."})
+    again = msgspec.structs.replace(help_, provider_id="in-2")
+    for _ in range(2):
+        await receiver.record_inbound(tenant.project_id, 1, Channel.sms, [again])
+    [row] = await api.deps.database.fetch("SELECT to_address, content::text, options::text FROM notification")
+    assert row["to_address"] == "+4915112345678"
+    assert json.loads(row["content"])["text"].startswith("Shop:")
+    assert json.loads(row["options"])["sms"]["sender"] == "+15550001"
+
+
 async def test_settings_are_replaced_checked_and_audited(api: Any) -> None:
     tenant = await api.new_project()
     settings = {
         "tracking": {"opens": True, "clicks": True, "domain": "https://click.example.com"},
+        "sms_help": None,
         "origins": ["https://shop.example.com", "http://localhost:5173"],
     }
     answer = await tenant.put("/api/v1/project/settings", settings)

@@ -45,6 +45,8 @@ class ProjectSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a project sets for itself."""
 
     tracking: Tracking = Tracking()
+    sms_help: str | None = None
+    """What answers HELP in a text message, for vendors that do not answer it themselves; null: nothing."""
     origins: tuple[str, ...] = ()
     """Web origins, such as `https://shop.example.com`, whose pages may use the inbox with a user's token."""
 

@@ -34,7 +34,7 @@ LEAST: Final = 0.05
 """Of the configured weight, what an account keeps however badly it does."""
 HEALTHY: Final = 0.9
 """Health compared with the best from which on an account counts as well: what is less may be more than noise."""
-MEMORY: Final = 20
+MEMORY: Final = 10
 """Answers (or receipts) that weigh as much as everything before them; so a single failure is hardly seen."""
 FADING: Final = 0.9
 """Of the remembered failures, what is left after a period without any answers; less than TRACE of them is nothing."""

@@ -11,18 +11,25 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from typing import Final, Protocol
+from uuid import UUID
 
 import structlog
 
 from tidings.clock import Clock
 from tidings.db.pool import Database
+from tidings.directory.access import Caller
 from tidings.directory.accounts import ReportingAccount, list_callback_secrets, load_reporting_account
+from tidings.directory.catalog import Catalog
 from tidings.directory.credentials import Vault
 from tidings.errors import Forbidden, Malformed, NotFound, Problem, TidingsError
+from tidings.flow.accept import Acceptor
+from tidings.flow.options import Options, SmsOptions
 from tidings.flow.receipts import Fact, Receiver
-from tidings.model.words import Channel
+from tidings.flow.request import DirectContent, Request, To
+from tidings.model.words import Channel, Scope
 from tidings.providers import registry
 from tidings.providers.port import (
+    Inbound,
     Provider,
     RawRequest,
     ReceiptAuth,
@@ -59,6 +66,34 @@ async def record_receipts(receiver: Receiver, account: Reporting, receipts: Rece
     """Record what an account's vendor told, by callback or over its own connection; answers with how much is new."""
     new = await receiver.record([Fact(account.project_id, account.id, report) for report in receipts.reports])
     return new + await receiver.record_inbound(account.project_id, account.id, account.channel, receipts.inbound)
+
+
+class HelpDesk:
+    """Answers HELP with the project's own words, as a notification like any other."""
+
+    def __init__(self, acceptor: Acceptor, catalog: Catalog) -> None:
+        self._acceptor = acceptor
+        self._catalog = catalog
+
+    async def answer(self, project_id: int, message: Inbound) -> None:
+        """Send the answer from the sender that was written to; nothing where the project has none.
+
+        A message that cannot be answered, from a short code say, is left unanswered: it is stored all the same.
+        """
+        project = await self._catalog.load_project(project_id)
+        text = project.settings.sms_help
+        if not text:
+            return
+        caller = Caller(project_id, project.key, UUID(int=0), frozenset({Scope.send}), False)
+        request = Request(
+            to=To(phone=message.sender),
+            content=DirectContent(text=text),
+            options=Options(sms=SmsOptions(sender=message.recipient)),
+            priority="high",
+        )
+        [answer] = await self._acceptor.accept(caller, [request], key=None, traceparent=None)
+        if isinstance(answer, Problem):
+            log.warning("callback.help_unanswered", project=project_id, problem=answer.code)
 
 
 class Callbacks:

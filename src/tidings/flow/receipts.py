@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
@@ -206,6 +206,7 @@ class Receiver:
 
     Args:
         observe_delivered: told of each report of a delivery: the account, and the seconds since it was sent.
+        answer_help: given each HELP that came in, with its project, once it is stored.
     """
 
     def __init__(
@@ -215,11 +216,13 @@ class Receiver:
         clock: Clock,
         *,
         observe_delivered: Callable[[int, float], None] | None = None,
+        answer_help: Callable[[int, Inbound], Awaitable[None]] | None = None,
     ) -> None:
         self._database = database
         self._meter = meter
         self._clock = clock
         self._observe_delivered = observe_delivered
+        self._answer_help = answer_help
         self._batcher: Batcher[Sequence[Fact], int] = Batcher(self._flush, limit=GROUP_LIMIT, weigh=len, flushers=2)
 
     async def record(self, facts: Sequence[Fact]) -> int:
@@ -259,7 +262,7 @@ class Receiver:
         }  # the newest of a repetition
         now = self._clock.db_now()
 
-        async def work(conn: Connection) -> int:
+        async def work(conn: Connection) -> list[Inbound]:
             rows = [
                 (
                     id_, project_id, account_id, int(channel), _storable(m.sender), _storable(m.recipient),
@@ -282,9 +285,14 @@ class Receiver:
             if starts:
                 await conn.execute(SQL.lift_opt_outs, *effects.to_columns(starts))
             await enqueue_notices(conn, [self._to_notice(project_id, channel, m) for m in fresh], now)
-            return len(fresh)
+            return fresh
 
-        return await self._database.transaction(work)
+        fresh = await self._database.transaction(work)
+        if self._answer_help is not None:
+            for message in fresh:
+                if message.keyword == "help":
+                    await self._answer_help(project_id, message)
+        return len(fresh)
 
 
     def _to_notice(self, project_id: int, channel: Channel, message: Inbound) -> Notice:

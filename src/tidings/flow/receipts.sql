@@ -30,7 +30,7 @@ SELECT x.ord, d.id, d.project_id, d.notification_id, d.channel, d.status, d.reas
        n.type_version_id, n.user_id, n.test, coalesce(t.category_key, '') AS category, n.options::text AS options,
        coalesce($6::timestamptz, now()) AS now,
        x.account_id IS NULL OR d.account_id = x.account_id
-       OR EXISTS (SELECT 1 FROM job j WHERE j.id = d.id AND j.account_id = x.account_id)
+       OR x.account_id = (SELECT j.account_id FROM job j WHERE j.id = d.id)  -- EXISTS might be hashed: all of the queue read
        OR EXISTS (
            SELECT 1 FROM event e
            WHERE e.project_id = d.project_id AND e.delivery_id = d.id AND e.account_id = x.account_id

@@ -340,15 +340,16 @@ class Sender:
             provider = self._provider(account)
         except ProviderError as error:
             return Outcome(self._settle(job, prepared, Rejected(Reason.unauthorized, str(error))), account_failed=True)
-        timeout = min(self._timeout, provider.spec.timeout.total_seconds())
-        if deadline - self._clock.monotonic() < timeout + MARGIN:
-            return None
         try:
             charged = await self.purses.charge(self._to_limits(account), cost_of(message, account.costs))
         except (*_DATABASE_AWAY, asyncio.CancelledError):  # nothing has left
             return None
         if isinstance(charged, Exhausted):
             return _put_off(job, delivery, account, charged)
+        timeout = min(self._timeout, provider.spec.timeout.total_seconds())
+        if deadline - self._clock.monotonic() < timeout + MARGIN:
+            self.purses.refund(charged)
+            return None
         result: SendResult
         began = self._clock.monotonic()
         try:

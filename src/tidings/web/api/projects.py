@@ -30,6 +30,8 @@ class SettingsBody(Body):
     """A project's settings; what is left out is as it is by default."""
 
     tracking: TrackingBody = TrackingBody()
+    sms_help: Annotated[str | None, Field(min_length=1, max_length=1_000)] = None
+    """What answers HELP in a text message, for vendors that do not answer it themselves; null: nothing."""
     origins: list[str] = Field(default=[], max_length=projects.ORIGINS_MAX)
     """Web origins whose pages may use the inbox with a user's token."""
 
@@ -46,6 +48,7 @@ class SettingsView(View):
     """A project's settings."""
 
     tracking: TrackingView
+    sms_help: str | None
     origins: list[str]
 
 
@@ -69,7 +72,7 @@ async def put_settings(deps: Given, caller: Admin, body: SettingsBody) -> Projec
     """Replaces the project's settings. Workers follow within a second."""
     if caller.test:
         raise Forbidden("A test key cannot change the project's settings: live messages are sent with them.")
-    settings = ProjectSettings(Tracking(**body.tracking.model_dump()), tuple(body.origins))
+    settings = ProjectSettings(Tracking(**body.tracking.model_dump()), body.sms_help, tuple(body.origins))
     project = await deps.database.transaction(lambda conn: projects.put_settings(conn, caller.actor, settings))
     deps.catalog.forget(caller.project_id)
     return project
