@@ -169,7 +169,7 @@ def _to_pem(key: Any) -> bytes:
 def _twilio_config(played: Played) -> dict[str, Any]:
     return {
         "account_sid": "AC" + "0" * 32,
-        "auth_token": "bench",
+        "auth_token": "0" * 32,
         "senders": [{"id": "+15005550006", "kind": "long_code"}],
         "base_url": f"http://127.0.0.1:{played.port}",
     }
@@ -216,7 +216,7 @@ _BROWSER: Final = to_base64url(
 
 
 def _subscription(n: int, played: Played) -> str:
-    return f"webpush:https://127.0.0.1:{played.port}/push/{n}#{_BROWSER}.{to_base64url(n.to_bytes(16, 'big'))}"
+    return f"webpush:http://127.0.0.1:{played.port}/push/{n}#{_BROWSER}.{to_base64url(n.to_bytes(16, 'big'))}"
 
 
 VENDORS: Final = (

@@ -185,8 +185,9 @@ async def _check_readiness(core: Core) -> Mapping[str, str | None]:
 
 
 @contextlib.asynccontextmanager
-async def open_api(core: Core) -> AsyncIterator[ASGIApp]:
-    """The web application over a core; drains on leaving."""
+async def open_api(core: Core, guard: Guard | None = None) -> AsyncIterator[ASGIApp]:
+    """The web application over a core; drains on leaving. It asks vendors about accounts from behind the guard, that of
+    the settings if none is given."""
     # Imported here: a worker serves no web application, and FastAPI is a third of its start-up.
     from tidings.web import hot
     from tidings.web.app import create_web
@@ -207,7 +208,7 @@ async def open_api(core: Core) -> AsyncIterator[ASGIApp]:
     access = Access(core.database, core.clock)
     inbox = Inbox(core.database, core.meter, core.clock, core.bell)
     live = Live(inbox, core.clock, core.metrics, draining=core.draining)
-    guard = Guard(settings.private_targets)
+    guard = guard or Guard(settings.private_targets)
     transport = AiohttpTransport(guard)
     pulse = Pulse(core.database, core.clock)
     beating = asyncio.create_task(pulse.run())
@@ -240,6 +241,7 @@ async def open_api(core: Core) -> AsyncIterator[ASGIApp]:
             observe=lambda provider, outcome, n: count_receipts(provider, outcome).inc(n),
         ),
         signer=Signer(core.vault),
+        surroundings=surroundings,
         public_url=settings.public_url,
         intervener=Intervener(core.database, core.meter, core.clock, core.wakes),
         ready=_Readiness(core),
@@ -507,7 +509,7 @@ async def run_up(settings: Settings, *, demo: bool = True, ready: Callable[[UpIn
             working = asyncio.create_task(worker.run(stop))
             # Leaves first: the API closes before the worker drains.
             stack.push_async_callback(_finish, working, stop)
-            api = await stack.enter_async_context(open_api(core))
+            api = await stack.enter_async_context(open_api(core, guard))
             serving = serve(api, settings.host, settings.port, settings.grace, draining=core.draining)
             url = await stack.enter_async_context(serving)
             info = UpInfo(api_url=url, docs_url=f"{url}/docs", database=where)

@@ -31,6 +31,8 @@ _PATIENCE: Final = 30.0
 _SILENCE: Final = 60.0
 """Seconds that an SMTP client may say nothing."""
 _SESSIONS: Final = 100
+_RECIPIENTS: Final = 10
+"""Of one mail: a report goes to one return path."""
 
 # What `return_path` of an SMTP account makes of `{key}`. Whether the tag is right only the API can tell.
 _TAGGED: Final = re.compile(r"(?<![a-z0-9])dlv_[0-9a-z]{26}-[0-9a-f]{16}(?![0-9a-z])", re.IGNORECASE)
@@ -206,6 +208,8 @@ class Listener:
         """aiosmtpd's hook: only return paths are known here."""
         if not _MAILBOX.fullmatch(address) or not _TAGGED.search(address.rpartition("@")[0]):
             return "550 5.1.1 no such mailbox"
+        if len(envelope.rcpt_tos) >= _RECIPIENTS:
+            return "452 4.5.3 too many recipients"
         envelope.rcpt_tos.append(address)
         envelope.rcpt_options.extend(options)
         return "250 2.1.5 ok"

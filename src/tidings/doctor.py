@@ -1,7 +1,7 @@
 """`tidings doctor`: looks at everything that has to be right, and says what to do where it is not.
 
 It looks from outside, as an operator would: at the settings, at the database, at the API by the client, and at the
-servers behind the provider accounts. It changes nothing and sends nothing.
+vendors and servers behind the provider accounts. It changes nothing and sends nothing.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ _PARTITIONS: Final = 2
 """Days that must be prepared ahead; see /readyz."""
 _PATIENCE: Final = 5.0
 """Seconds for each thing that is connected to."""
+_VENDOR_PATIENCE: Final = 20.0
+"""Seconds for the API to answer, which may ask a vendor first."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ async def _examine_database(settings: Settings) -> AsyncIterator[Finding]:
 
 
 async def _examine_api(url: str | None, api_key: str | None) -> AsyncIterator[Finding]:
-    retries = Retries(attempts=1, timeout=_PATIENCE, deadline=_PATIENCE)
+    retries = Retries(attempts=1, timeout=_VENDOR_PATIENCE, deadline=_VENDOR_PATIENCE)
     try:
         client = AsyncClient(url, api_key, retries=retries)
     except ValueError as error:
@@ -163,11 +165,14 @@ async def _examine_api(url: str | None, api_key: str | None) -> AsyncIterator[Fi
         except TidingsAPIError as error:
             yield Finding("API key", "fail", str(error), "Look into the log of the API.")
             return
-    if not any(account.enabled and not account.test for account in accounts):
-        yield Finding("accounts", "warn", "there is none that really sends", "Make one: PUT /api/v1/accounts/{key}.")
-    for account in accounts:
-        if (finding := await _examine_account(account)) is not None:
-            yield finding
+        if not any(account.enabled and not account.test for account in accounts):
+            yield Finding(
+                "accounts", "warn", "there is none that really sends", "Make one: PUT /api/v1/accounts/{key}."
+            )
+        for account in accounts:
+            finding = await _ask_vendor(client, account) or await _examine_account(account)
+            if finding is not None:
+                yield finding
 
 
 async def _examine_readiness(client: AsyncClient) -> Finding:
@@ -179,6 +184,23 @@ async def _examine_readiness(client: AsyncClient) -> Finding:
     if wrong:
         return Finding("readiness", "fail", "; ".join(wrong), "Mend these; until then the API takes no traffic.")
     return Finding("readiness", "ok", "the API can do its work")
+
+
+async def _ask_vendor(client: AsyncClient, account: Account) -> Finding | None:
+    """What the vendor says of an account's credentials, which only the API can open; None where it cannot be asked."""
+    if not account.enabled or account.test:
+        return None
+    subject = f"account {account.key}"
+    try:
+        check = await client.accounts.check(account.key)
+    except Forbidden:  # this key may read, not manage
+        return None
+    except TidingsClientError as error:
+        return Finding(subject, "fail", str(error), "Look into the log of the API.")
+    if check.outcome == "failed":
+        advice = "Check the account's configuration, and with the vendor: PUT /api/v1/accounts/{key} changes it."
+        return Finding(subject, "fail", check.detail or "the vendor does not accept it", advice)
+    return Finding(subject, "ok", "the vendor accepts the credentials") if check.outcome == "ok" else None
 
 
 async def _examine_account(account: Account) -> Finding | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from provider_case import FixedClock
 from servers import HttpVendor, http_answer
 
 from tidings.errors import Invalid
-from tidings.model.messages import Chat, Rejected, SendResult, Sent
+from tidings.model.messages import Chat, Rejected, SendResult, Sent, Uncertain
 from tidings.model.words import Reason
 from tidings.providers.apprise import SCHEMES, list_reachable
 from tidings.providers.guard import Guard
@@ -108,3 +110,47 @@ def test_there_are_over_a_hundred_services_and_all_speak_http() -> None:
     manager = NotificationManager()
     for scheme in SCHEMES:
         assert hasattr(sys.modules[manager[scheme].__module__], "requests"), scheme
+
+
+class Endless(HttpVendor):
+    """Answers for ever: in large pieces, or in small ones that keep a socket's time from running out."""
+
+    def __init__(self, piece: bytes, pause: float = 0.0) -> None:
+        super().__init__()
+        self.piece = piece
+        self.pause = pause
+        self.written = 0
+        self.gone = asyncio.Event()
+
+    async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n")
+        try:
+            while True:
+                writer.write(self.piece)
+                await writer.drain()
+                self.written += len(self.piece)
+                await asyncio.sleep(self.pause)
+        finally:
+            self.gone.set()
+
+
+async def test_no_more_of_an_answer_is_read_than_anybody_needs() -> None:
+    async with Endless(bytes(64 * 1024)) as vendor:
+        assert isinstance(await send(f"json://127.0.0.1:{vendor.port}/", Guard(["127.0.0.0/8"])), Uncertain)
+        async with asyncio.timeout(5):
+            await vendor.gone.wait()
+        assert vendor.written < 32 * 1024 * 1024  # what the kernels hold between us
+
+
+async def test_who_does_not_come_to_an_end_is_hung_up_on() -> None:
+    guard = Guard(["127.0.0.0/8"])
+    http = AiohttpTransport(guard)
+    around = Surroundings(http, guard, FixedClock(), timeout=timedelta(seconds=0.5))
+    async with Endless(b"x", 0.01) as vendor:
+        provider = create("apprise", parse_config("apprise", {"url": f"json://127.0.0.1:{vendor.port}/"}), around)
+        assert isinstance(await provider.send(case.message(Chat("Hi")), "dlv_x"), Uncertain)
+        async with asyncio.timeout(5):
+            await vendor.gone.wait()
+        await provider.close()
+    await http.close()

@@ -30,6 +30,7 @@ from tidings.providers.aws import (
     render_canonical_request,
     render_string_to_sign,
     sign,
+    to_evidence,
 )
 from tidings.providers.guard import Guard
 from tidings.providers.http import AiohttpTransport, HttpAnswer, TransportFailure
@@ -326,3 +327,11 @@ async def test_confirming() -> None:
         amazon.answers[SUBSCRIBE_URL] = HttpAnswer(status, {}, b"")
         with pytest.raises(failure):
             await receiver.confirm(opened)
+
+
+@pytest.mark.parametrize("code", ["SignatureDoesNotMatch", "InvalidSignatureException"])
+def test_the_request_that_an_error_repeats_is_no_evidence(code: str) -> None:
+    words = "The request signature we calculated does not match.\n\nThe String was\nx-amz-security-token:t0ken"
+    said = to_evidence(HttpAnswer(403, {}, b""), code, words)
+    assert "does not match" in said
+    assert "t0ken" not in said

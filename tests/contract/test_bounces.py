@@ -485,3 +485,25 @@ def test_an_address_is_only_given_up_where_something_says_so() -> None:
         ("", "", Reason.rejected),
     ):
         assert decide_reason(status, words) is reason, words
+
+
+_HEAD = b"From: MAILER-DAEMON@example.com\nSubject: Undelivered Mail\n"
+_PARTS = b"".join(b"Content-Type: multipart/mixed; boundary=b%d\n\n--b%d\n" % (n, n) for n in range(300))
+
+
+@pytest.mark.parametrize(
+    "mail",
+    [
+        _HEAD + b"X-Failed-Recipients: " + b"\n ".join(b"u%d@e.test" % n for n in range(20_000)) + b"\n\n550 no" * 999,
+        _HEAD + b"\n" + b"".join(b"Final-Recipient: rfc822; u%d@example.com\n\n" % n for n in range(20_000)),
+        _HEAD + b"\nFinal-Recipient: rfc822; u@example.com\n\n" + b"".join(b"X%d: a\n\n" % n for n in range(60_000)),
+        _HEAD + b"Content-Type: text/plain; " + b"a=b; " * 200_000 + b"\n\n550 no",
+        _HEAD + b"Content-Type: text/plain" + b";\n a=b" * 160_000 + b"\n\n550 no",
+        _HEAD + _PARTS + b"--x\n" * 200_000,
+    ],
+    ids=["failed recipients", "recipients", "fields", "parameters", "folded parameters", "parts"],
+)
+def test_no_mail_costs_more_than_it_has_octets(mail: bytes) -> None:
+    """Whoever knows a return path can send one. These took minutes, or a gigabyte."""
+    told = parse_bounce(mail)
+    assert told is None or len(told.bounces) <= 100

@@ -252,6 +252,7 @@ async def test_callbacks_by_get() -> None:
     [
         {"account_sid": "AC1"},
         {"auth_token": None},
+        {"auth_token": ""},  # anybody could sign with it
         {"api_key_sid": "SK" + "0" * 32},
         {"senders": []},
         {"senders": ["not a sender, by its length"]},

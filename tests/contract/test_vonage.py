@@ -438,6 +438,12 @@ async def test_callbacks_that_prove_nothing_are_refused() -> None:
     provider, body = made(configured()), b'{"message_uuid": "u", "status": "delivered"}'
     old = to_signed(DLR, NOW - timedelta(minutes=6))
     stale = int(NOW.timestamp()) - 301
+    # What is signed of these reads like what is signed of `good`, but the status stands in another parameter's name.
+    good = to_signed({**DLR, "status": "delivered"})
+    names = sorted(good)
+    before = names[names.index("status") - 1]
+    merged = {n: good[n] for n in names if n not in (before, "status")}
+    merged[f"{before}={good[before]}&status"] = good["status"]
     for request in (
         RawRequest("POST", CALLBACK, {}, body),
         RawRequest("POST", CALLBACK, {"content-type": "application/json"}, body),
@@ -445,6 +451,7 @@ async def test_callbacks_that_prove_nothing_are_refused() -> None:
         RawRequest("POST", CALLBACK, {}, b"\xff"),
         RawRequest("GET", f"{CALLBACK}?{urlencode(old)}", {}, b""),
         RawRequest("GET", f"{CALLBACK}?{urlencode(to_signed(DLR) | {'status': 'failed'})}", {}, b""),
+        RawRequest("GET", f"{CALLBACK}?{urlencode(merged)}", {}, b""),
         RawRequest("POST", CALLBACK, to_bearer(body, "another secret"), body),
         RawRequest("POST", CALLBACK, to_bearer(body, payload_hash=""), body),
         RawRequest("POST", CALLBACK, to_bearer(body, iat=stale), body),
@@ -468,6 +475,7 @@ async def test_callbacks_that_prove_nothing_are_refused() -> None:
         {"api_secret": None},
         {"application_id": "a"},
         {"application_id": "a", "private_key": "no key"},
+        {"signature_secret": ""},  # anybody could sign with it
         {"signature_method": "sha3"},
     ],
 )

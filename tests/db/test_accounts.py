@@ -17,7 +17,7 @@ from tidings.engine.gate import Limits, Quota, load_told
 from tidings.engine.health import Pulse, weigh_accounts
 from tidings.engine.quota import Charged, Exhausted, Purses, forget_usage
 from tidings.model.messages import Rejected, Sent, Throttled, Uncertain
-from tidings.model.words import Reason, Status
+from tidings.model.words import Channel, Reason, Status
 
 SMTP = {"host": "mail.example.com", "from_address": "a@example.com"}
 
@@ -81,6 +81,16 @@ async def test_all_workers_together_never_exceed_a_quota(road: Road) -> None:
     assert (await usage(road.database))[2, "2027-03-01"] == (300, 900)
     clock.move(86_400)  # the next month
     assert await drive(last, limits, 3, 200) == 150
+
+
+async def test_sends_of_one_worker_share_its_lease(road: Road) -> None:
+    account, clock = await put(road, "smtp"), Noon()
+    limits = Limits(account, road.project_id, 64, quota=Quota(day_messages=70))
+    purses = Purses(road.database, clock)
+    answers = await asyncio.gather(*(purses.charge(limits, 1) for _ in range(100)))
+    assert sum(isinstance(a, Charged) for a in answers) == 70
+    assert [a.began for a in answers if isinstance(a, Exhausted)].count(True) == 1, "it is told once"
+    assert (await usage(road.database))[1, "2027-03-30"][0] == 70
 
 
 async def test_money_runs_out_before_messages_do(road: Road) -> None:
@@ -250,7 +260,7 @@ async def test_the_pace_is_learned_from_throttling(road: Road) -> None:
     for _ in range(40):
         await road.accept()
     await road.plan()
-    road.vendor.answers = [Sent()] * 30 + [Throttled(timedelta(seconds=30), "slow down")] * 10
+    road.vendor.answers = [*[Sent()] * 30, *[Throttled(timedelta(seconds=30), "slow down")] * 10]
     assert await road.send() == 40
     await road.sender.tell()
     told = await state(road)
@@ -262,7 +272,7 @@ async def test_the_pace_is_learned_from_throttling(road: Road) -> None:
     assert 1 < told.learned_rate < 10
     # All workers hold it, also one that has not been throttled itself.
     road.clock.move(60)
-    lane = road.new_lane(1)  # type: ignore[arg-type]  # the e-mail lane
+    lane = road.new_lane(Channel.email)
     claimed = []
     for _ in range(8):
         claimed.append(await lane.step())
@@ -289,4 +299,5 @@ async def test_providers_of_accounts_that_are_gone_are_closed(road: Road) -> Non
     await put(road, "smtp", enabled=False)
     await road.sender.prune()
     assert account not in road.sender._providers
+    assert account not in road.sender._limits
     await road.sender.close()

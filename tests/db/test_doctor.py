@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
 from tidings import doctor
-from tidings.client import Account
+from tidings.client import Account, AsyncClient, Retries
 from tidings.db.pool import Database
 from tidings.demo.catcher import MailCatcher
 
@@ -81,6 +82,49 @@ async def test_not_a_mail_server(greeting: bytes) -> None:
         finding = await doctor._examine_account(account(server.sockets[0].getsockname()[1], "none"))
     assert finding is not None
     assert finding.state == "fail"
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "expected"),
+    [
+        (200, {"outcome": "ok", "detail": None}, ("ok", "the vendor accepts the credentials")),
+        (200, {"outcome": "failed", "detail": "no such key"}, ("fail", "no such key")),
+        (200, {"outcome": "unknown", "detail": "may only send"}, None),
+        (403, {"type": "https://tidings.dev/errors#forbidden", "title": "Forbidden", "status": 403}, None),
+        (
+            500,
+            {"type": "https://tidings.dev/errors#internal", "title": "Internal error", "status": 500},
+            ("fail", None),
+        ),
+    ],
+)
+async def test_the_vendor_is_asked_by_way_of_the_api(
+    status: int, answer: dict[str, object], expected: tuple[str, str | None] | None
+) -> None:
+    asked = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        asked.append(head.split("\r\n")[0])
+        body = json.dumps(answer).encode()
+        headers = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close"
+        writer.write(f"HTTP/1.1 {status} x\r\n{headers}\r\n\r\n".encode() + body)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server, AsyncClient(url, "tdg_p_live_x", retries=Retries(attempts=1)) as client:
+        finding = await doctor._ask_vendor(client, Account(key="mail", channel="email", provider="postmark"))
+        skipped = await doctor._ask_vendor(client, Account(key="x", channel="email", provider="smtp", enabled=False))
+    assert asked == ["POST /api/v1/accounts/mail/check HTTP/1.1"]
+    assert skipped is None
+    if expected is None:
+        assert finding is None
+    else:
+        assert finding is not None
+        assert finding.state == expected[0]
+        assert expected[1] in (None, finding.detail)
 
 
 async def test_what_is_not_connected_to() -> None:

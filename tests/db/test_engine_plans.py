@@ -19,6 +19,7 @@ from tidings import ids
 from tidings.db.partitions import ensure_partitions
 from tidings.db.pool import Connection, Database
 from tidings.engine.jobs import SQL as JOBS
+from tidings.flow.accept import SQL as ACCEPT
 from tidings.flow.effects import SQL as EFFECTS
 from tidings.flow.hooks import SQL as HOOKS
 from tidings.flow.inbox import SQL as INBOX
@@ -38,7 +39,8 @@ FROM generate_series(1, $4::int) n
 """
 
 BESIDE = (
-    "INSERT INTO event (id, project_id, notification_id, delivery_id, kind, account_id) SELECT id, 1, id, id, 2, 8 FROM job",
+    "INSERT INTO event (id, project_id, notification_id, delivery_id, kind, account_id)"
+    " SELECT id, 1, id, id, 2, 8 FROM job",
     "INSERT INTO provider_ref (account_id, provider_id, project_id, delivery_id)"
     " SELECT 7, 'u' || n, 1, NULL FROM generate_series(1, 20000) n",
     "INSERT INTO early_receipt (account_id, provider_id, project_id, mark, report)"
@@ -48,10 +50,15 @@ BESIDE = (
     "INSERT INTO address (project_id, user_id, channel, value) SELECT project_id, id, 1, id FROM app_user",
     "INSERT INTO suppression (project_id, channel, address, reason, stream)"
     " SELECT project_id, 1, id, 'bounced', id FROM app_user",
+    "INSERT INTO idempotency (project_id, key, fingerprint, status, answer, expires_at)"
+    " SELECT 1, 'u' || n, '', 202, '{}', now() FROM generate_series(1, 20000) n",
     "INSERT INTO dead_letter (project_id, delivery_id, notification_id, channel, reason, attempts)"
     " SELECT 1, id, id, 1, 'rejected', 1 FROM job",
     "INSERT INTO hook_message (id, project_id, hook_id, event_id, event, body) SELECT id, 1, 1, id, '', '' FROM job",
-    "INSERT INTO inbox_counter (project_id, user_id, last_seq) SELECT 1, 'u' || n, 10000 FROM generate_series(1, 100) n",
+    "INSERT INTO hook (project_id, key, url, events, secret, secret_key)"
+    " SELECT id, 'h', 'https://example.com', '{*}', '', '' FROM project",
+    "INSERT INTO inbox_counter (project_id, user_id, last_seq)"
+    " SELECT 1, 'u' || n, 10000 FROM generate_series(1, 100) n",
     "INSERT INTO inbox_item (project_id, user_id, seq, changed_seq, delivery_id, notification_id, title, body)"
     " SELECT 1, 'u' || n % 10, n, n, id, id, '', '' FROM (SELECT id, row_number() OVER () AS n FROM job) j",
 )
@@ -102,6 +109,17 @@ def scans(plan: dict[str, Any]) -> list[str]:
     return [node["Relation Name"] for node in nodes(plan) if node["Node Type"] == "Seq Scan" and node["Actual Loops"]]
 
 
+def rows_handled(plan: dict[str, Any]) -> int:
+    """Rows that the busiest step gave or threw away: an index that is read from end to end looks like any other."""
+    return max(
+        int(node["Actual Rows"] * node["Actual Loops"])
+        + int(node.get("Rows Removed by Filter", 0) * node["Actual Loops"])
+        + int(node.get("Rows Removed by Join Filter", 0) * node["Actual Loops"])
+        for node in nodes(plan)
+        if not node["Node Type"].startswith("Bitmap Index")
+    )
+
+
 WAITING = (1, 1, 200, 64, 0, 0, TODAY)
 
 
@@ -126,6 +144,8 @@ def hot(chosen: list[UUID]) -> dict[str, tuple[str, tuple[Any, ...]]]:
         "extend_leases": (JOBS.extend_leases, (chosen, ones, timedelta(seconds=9), TODAY)),
         "release_jobs": (JOBS.release_jobs, (chosen, ones, none)),
         "remove_free_jobs": (JOBS.remove_free_jobs, (1, chosen)),
+        "load_users": (ACCEPT.load_users, (ones, names)),
+        "load_keys": (ACCEPT.load_keys, (ones, names, TODAY)),
         "load_plans": (PLAN.load_plans, (chosen, ones, low, high, TODAY)),
         "load_deliveries": (LOAD.load_deliveries, (chosen, ones, low, high, TODAY)),
         "lock_cancelled": (SETTLE.lock_cancelled, (chosen, ones, low, high)),
@@ -136,7 +156,7 @@ def hot(chosen: list[UUID]) -> dict[str, tuple[str, tuple[Any, ...]]]:
         ),
         "load_statuses": (INTERVENE.load_statuses, (1, chosen[0], *ids.family_range(chosen[0]))),
         "load_replays": (INTERVENE.load_replays, (1, chosen, low, high)),
-        "lock_reported": (RECEIPTS.lock_reported, (chosen, ones, [9] * n, low, high, TODAY)),
+        "lock_reported": (RECEIPTS.lock_reported, (chosen, ones, [9] * n, low, high, TODAY, chosen)),
         "update_reported": (
             RECEIPTS.update_reported,
             (chosen, ones, [3] * n, none, ones, ones, ones, none, low, high, TODAY),
@@ -188,9 +208,6 @@ async def test_rows_are_reached_by_index_in_their_partition(database: Database, 
         today = f"_p{ids.time_of(chosen[0]):%Y%m%d}"
         for name, (_, args) in hot(chosen).items():
             plan = await explain(conn, name, args)
-            touchedX = {node["Relation Name"] for node in nodes(plan) if node.get("Relation Name") in partitions and node.get("Actual Loops")}
-            print(name, scans(plan), buffers(plan), [t for t in touchedX if not t.endswith(today)], max(n.get("Rows Removed by Join Filter", 0)+n.get("Rows Removed by Filter",0)+n["Actual Rows"]*n["Actual Loops"] for n in nodes(plan)))
-            continue
             assert not scans(plan), f"{name} reads whole tables: {scans(plan)}"
             touched = {
                 node["Relation Name"]
@@ -199,6 +216,7 @@ async def test_rows_are_reached_by_index_in_their_partition(database: Database, 
             }
             assert all(relation.endswith(today) for relation in touched), f"{name} touches {touched}"
             assert buffers(plan) < 4_000, f"{name} touches {buffers(plan)} buffers for 50 rows"
+            assert rows_handled(plan) < 5_000, f"{name} handles {rows_handled(plan)} rows for 50"
 
 
 @pytest.mark.timeout(180)

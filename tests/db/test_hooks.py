@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from datetime import timedelta
 from typing import Any
 
+import asyncpg
 import pytest
 from pydantic import SecretStr
 from road import KEY, LEASE, Road, make_project
@@ -46,6 +47,7 @@ from tidings.flow.hooks import (
 )
 from tidings.flow.jobs import LANE_HOOKS
 from tidings.flow.receipts import Receiver
+from tidings.flow.settle import Settler
 from tidings.model.messages import Deferred, Rejected, Sent, Uncertain
 from tidings.model.words import Channel, Reason
 from tidings.providers.guard import Guard
@@ -218,6 +220,16 @@ async def test_what_planning_skips_is_told_too(road: Hooked) -> None:
     await road.tell()
     [told] = road.wire.told()
     assert (told["data"]["status"], told["data"]["reason"], told["data"]["attempt"]) == ("skipped", "no_address", None)
+
+
+async def test_what_had_expired_before_it_was_planned_is_told_too(road: Hooked) -> None:
+    await road.listen("delivery.expired")
+    await road.accept(expires_at=(road.clock.now() + timedelta(minutes=1)).isoformat())
+    road.clock.move(120)
+    await road.plan()
+    await road.tell()
+    [told] = road.wire.told()
+    assert (told["data"]["status"], told["data"]["reason"], told["data"]["attempt"]) == ("expired", "expired", None)
 
 
 async def test_an_operators_cancel_and_replay_are_told(road: Hooked) -> None:
@@ -496,6 +508,29 @@ async def test_settling_sees_endpoints(road: Hooked) -> None:
     await road.finish(lane)
     rows = await road.database.fetch("SELECT project_id, address, reason, told_at FROM webhook_health")
     assert [tuple(row) for row in rows] == [(road.project_id, "http://192.0.2.1/hook", "target_refused", None)]
+
+
+async def test_what_was_noted_of_an_endpoint_and_not_stored_is_noted_again(road: Hooked) -> None:
+    account = AccountPlan("webhook", "webhook", {"secret": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"})
+    await road.database.transaction(lambda c: put_account(c, road.actor, road.vault, "webhooks", account))
+    road.catalog.forget(road.project_id)
+    broken = iter([True])
+
+    async def break_once(name: str) -> None:
+        if name == "settle.commit" and next(broken, False):
+            raise asyncpg.DeadlockDetectedError
+
+    settler = Settler(road.database, road.catalog, road.meter, road.clock, checkpoint=break_once)
+    road.settler = settler
+    road.sender = road.new_sender()
+    lane = road.new_lane(Channel.webhook)
+    [answer] = await road.ask({"to": {"webhook": "http://192.0.2.1/hook"}, "content": {"payload": {"a": 1}}})
+    assert isinstance(answer, Accepted), answer.to_dict()
+    await road.plan()
+    assert await lane.step() == 1
+    await road.finish(lane)
+    assert not list(broken), "it broke"
+    assert await road.count("webhook_health") == 1
 
 
 async def test_an_endpoint_that_works_is_looked_at_once_a_minute(road: Hooked, database: Database) -> None:

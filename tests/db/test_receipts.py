@@ -7,12 +7,14 @@ import dataclasses
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from road import Road, make_project
 
 from tidings import ids
 from tidings.db.pool import Database
-from tidings.flow.receipts import Fact, Receiver
+from tidings.flow.measure import Meter
+from tidings.flow.receipts import SQL, Fact, Receiver
 from tidings.model.messages import Deferred, Sent, Uncertain
 from tidings.model.words import Channel, EventKind, Reason, Status
 from tidings.providers.port import Inbound, ReceiptAuth, Report
@@ -141,6 +143,79 @@ async def test_receipt_and_settling_at_the_same_moment_meet(road: Road) -> None:
         [row] = await road.deliveries(notification)
         assert row["status"] == Status.delivered
     assert await road.count("early_receipt") == 0
+
+
+async def test_settling_takes_its_locks_in_the_order_of_receipts(road: Road) -> None:
+    road.vendor.spec = dataclasses.replace(road.vendor.spec, receipts=ReceiptAuth.signature)  # type: ignore[misc]
+    account = await road.database.fetchval("SELECT id FROM account WHERE key = 'smtp'")
+    road.vendor.answers = [Sent("SM-1")]
+    notification = await road.accept()
+    await road.plan()
+    [delivery] = await road.deliveries(notification)
+    async with road.database.acquire() as receipt:
+        await receipt.execute("BEGIN")
+        await receipt.fetch(SQL.resolve_refs, [account], ["SM-1"], [road.project_id], [None], None)
+        sending = asyncio.create_task(road.send())
+        waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        while not await road.database.fetchval(waits):
+            assert not sending.done(), "it did not wait for the receipt"
+        # Else the two would wait for each other when the receipt's batch is about this delivery as well.
+        await receipt.execute("SELECT FROM delivery WHERE id = $1 FOR UPDATE NOWAIT", delivery["id"])
+        await receipt.execute("COMMIT")
+    await sending
+    assert (await now(road, delivery))["status"] == Status.sent
+
+
+async def test_an_early_event_about_two_recipients_is_two_facts(road: Road) -> None:
+    road.vendor.spec = dataclasses.replace(road.vendor.spec, receipts=ReceiptAuth.signature)  # type: ignore[misc]
+    account = await road.database.fetchval("SELECT id FROM account WHERE key = 'smtp'")
+    copied = Report(EventKind.failed, reason=Reason.bounced, provider_id="SM-1", event_id="e", address="cc@example.com")
+    own = msgspec.structs.replace(copied, address="ada@example.com")
+    facts = [Fact(road.project_id, account, report) for report in (copied, own)]
+    assert await receiver(road).record([*facts, *facts]) == 0
+    assert await road.count("early_receipt") == 2
+    road.vendor.answers = [Sent("SM-1")]
+    notification = await road.accept(options={"email": {"cc": ["cc@example.com"]}})
+    await road.plan()
+    await road.send()
+    [row] = await road.deliveries(notification)
+    assert (row["status"], row["reason"]) == (Status.failed, Reason.bounced)
+
+
+async def test_an_early_receipt_that_nobody_can_read_keeps_no_send_from_being_settled(road: Road) -> None:
+    road.vendor.spec = dataclasses.replace(road.vendor.spec, receipts=ReceiptAuth.signature)  # type: ignore[misc]
+    account = await road.database.fetchval("SELECT id FROM account WHERE key = 'smtp'")
+    fact = Fact(road.project_id, account, Report(EventKind.delivered, provider_id="SM-1"))
+    await receiver(road).record([fact])
+    await road.database.execute("""UPDATE early_receipt SET report = '{"kind": "of a later version"}'""")
+    delivery = await sent(road, provider_id="SM-1")
+    assert delivery["status"] == Status.sent
+
+
+async def test_a_failure_that_is_repeated_after_a_replay_fails_nothing_again(road: Road) -> None:
+    delivery = await sent(road)
+    bounce = {"provider_id": "m-1", "reason": Reason.too_large}
+    assert await record(road, delivery, EventKind.failed, **bounce) == 1
+    assert (await now(road, delivery))["status"] == Status.failed
+    assert await road.intervener.replay(road.caller, delivery_ids=None) == 1
+    assert await record(road, delivery, EventKind.failed, **bounce) == 0
+    assert (await now(road, delivery))["status"] == Status.queued
+    await road.send()
+    assert await record(road, delivery, EventKind.failed, **bounce) == 0
+    assert (await now(road, delivery))["status"] == Status.sent
+    assert (await road.recount())[EventKind.failed] == 1
+
+
+async def test_counting_receipts_uses_up_no_numbers(road: Road) -> None:
+    book, last = receiver(road), "SELECT last_value FROM dimension_id_seq"
+    delivery = await sent(road)
+    key = ids.to_public(ids.DELIVERY, delivery["id"])
+    before = await road.database.fetchval(last)
+    for kind in (EventKind.delivered, EventKind.opened, EventKind.clicked, EventKind.complained):
+        # Another process each time, which knows no dimension yet.
+        book = Receiver(road.database, Meter(road.database, road.clock), road.clock)
+        assert await book.record([Fact(road.project_id, delivery["account_id"], Report(kind, key=key))]) == 1
+    assert await road.database.fetchval(last) == before
 
 
 async def test_a_delivered_receipt_before_settling_ends_the_delivery(road: Road) -> None:

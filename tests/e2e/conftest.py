@@ -189,6 +189,7 @@ async def api(database: Database) -> AsyncIterator[Api]:
         receiver=receiver,
         callbacks=Callbacks(database, vault, receiver, surroundings, clock),
         signer=Signer(vault),
+        surroundings=surroundings,
         ready=ready,
     )
     app = create_web(deps)

@@ -228,6 +228,50 @@ async def test_an_account_over_its_life(tenant: Any) -> None:
     assert keys == ["inbox", *(f"simulator-{name}" for name in sorted(Channel.__members__))]
 
 
+async def test_quotas_costs_and_state_of_an_account(tenant: Any) -> None:
+    body = {
+        "channel": "sms",
+        "provider": "simulator",
+        "quotas": {"day": {"messages": 100}, "month": {"spend": 25.5}},
+        "costs": {"US": 0.0079, "*": 0.05},
+        "currency": "USD",
+    }
+    made = (await tenant.put("/api/v1/accounts/texts", body)).json()
+    assert made["quotas"] == {"day": {"messages": 100, "spend": None}, "month": {"messages": None, "spend": 25.5}}
+    assert (made["costs"], made["currency"]) == (body["costs"], "USD")
+    nothing = {"messages": 0, "spend": 0.0}
+    assert made["state"] == {
+        "breaker": "closed",
+        "open_until": None,
+        "paused_until": None,
+        "exhausted_until": None,
+        "learned_rate": None,
+        "health": 1.0,
+        "effective_weight": 100.0,
+        "used": {"day": nothing, "month": nothing},
+    }
+    again = await tenant.put("/api/v1/accounts/texts", body)
+    assert (again.status_code, again.json()["revision"]) == (200, 1)
+    changed = await tenant.put("/api/v1/accounts/texts", {**body, "quotas": {}})
+    assert changed.json()["revision"] == 2
+    last = (await tenant.get("/api/v1/audit")).json()["items"][0]
+    assert last["before"]["quotas"]["day"]["messages"] == 100
+    assert last["after"]["quotas"]["day"]["messages"] is None
+
+
+async def test_a_vendor_is_asked_about_an_account(tenant: Any) -> None:
+    checked = await tenant.post("/api/v1/accounts/inbox/check", {})
+    assert (checked.status_code, checked.json()) == (200, {"outcome": "unknown", "detail": None})
+    body = {"channel": "email", "provider": "smtp", "config": {"host": "127.0.0.1", "from_address": "a@example.com"}}
+    assert (await tenant.put("/api/v1/accounts/mail", {**body, "enabled": False})).status_code == 201
+    checked = (await tenant.post("/api/v1/accounts/mail/check", {})).json()
+    assert checked["outcome"] == "failed"
+    assert checked["detail"] == "the target is not a public address"
+    assert (await tenant.post("/api/v1/accounts/nobody/check", {})).status_code == 404
+    reader = await tenant.with_scopes(Scope.read)
+    assert (await reader.post("/api/v1/accounts/mail/check", {})).status_code == 403
+
+
 async def test_accounts_that_are_refused(tenant: Any) -> None:
     for body, pointer in (
         ({"channel": "pigeon", "provider": "x"}, "/channel"),
@@ -238,6 +282,12 @@ async def test_accounts_that_are_refused(tenant: Any) -> None:
         ({"channel": "email", "provider": "simulator", "rate": 0}, "/rate"),
         ({"channel": "email", "provider": "simulator", "rate": 1e-7}, "/rate"),
         ({"channel": "email", "provider": "simulator", "weight": "5"}, "/weight"),
+        ({"channel": "email", "provider": "simulator", "costs": {"US": 0.01}}, "/costs/US"),
+        ({"channel": "sms", "provider": "simulator", "costs": {"usa": 0.01}}, "/costs/usa"),
+        ({"channel": "sms", "provider": "simulator", "costs": {"US": -1}}, "/costs/US"),
+        ({"channel": "sms", "provider": "simulator", "currency": "Euro"}, "/currency"),
+        ({"channel": "sms", "provider": "simulator", "quotas": {"day": {"messages": -1}}}, "/quotas/day/messages"),
+        ({"channel": "sms", "provider": "simulator", "quotas": {"week": {}}}, "/quotas/week"),
     ):
         answer = await tenant.put("/api/v1/accounts/new", body)
         assert answer.status_code == 422, answer.text

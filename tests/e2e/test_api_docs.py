@@ -11,7 +11,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from tidings.telemetry import parse_traceparent
 from tidings.web.app import to_openapi
 
-REPEATABLE = re.compile(r"/(blobs|cancel|lift|replay|preview|publish|rollback|tokens)$|^/api/v1/inbox/")
+REPEATABLE = re.compile(r"/(blobs|cancel|check|lift|replay|preview|publish|rollback|tokens)$|^/api/v1/inbox/")
 """POSTs that do the same when repeated, by their nature: they take no Idempotency-Key."""
 
 

@@ -198,6 +198,8 @@ async def test_the_address_is_told_to_who_may_manage_and_nobody_else(api: Any) -
     reader = await tenant.with_scopes(Scope.read)
     assert (await tenant.get("/api/v1/accounts/post")).json()["callback_url"] == f"https://tidings.example.com{path}"
     assert (await reader.get("/api/v1/accounts/post")).json()["callback_url"] is None
+    test = await tenant.with_scopes(*Scope, test=True)  # who knows it could report what they please of live messages
+    assert (await test.get("/api/v1/accounts/post")).json()["callback_url"] is None
     assert all(a["callback_url"] is None for a in (await reader.get("/api/v1/accounts")).json()["items"])
 
 
@@ -294,3 +296,31 @@ async def test_settings_are_replaced_checked_and_audited(api: Any) -> None:
     answer = await tenant.put("/api/v1/project/settings", bad)
     assert [e["pointer"] for e in answer.json()["errors"]] == ["/tracking/domain", "/origins/0"]
     assert "project.settings" in [a["action"] for a in (await tenant.get("/api/v1/audit")).json()["items"]]
+
+
+@pytest.mark.parametrize("id_", ["a\0b", "".join(random.Random(1).choices("abcdefghijklmnopqrstuvwxyz", k=60_000))])
+async def test_ids_that_no_vendor_would_give_spoil_nothing(api: Any, id_: str) -> None:
+    tenant = await api.new_project()
+    path = await postmark(tenant)
+    delivery = await sent(tenant, "post")
+    event = delivered(delivery) | {"MessageID": id_}
+    assert (await api.client.post(path, json={**event, "Metadata": {}})).status_code == 200
+    assert (await api.client.post(path, json=event)).status_code == 200
+    assert (await look(tenant, delivery))["status"] == Status.delivered
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "most"), [("POST", "/r/x", 16 * 1024), ("GET", "/o/x", 0), ("GET", "/c/x", 0)]
+)
+async def test_strangers_may_not_send_much(api: Any, method: str, path: str, most: int) -> None:
+    assert (await api.client.request(method, path, content=b"x" * most)).status_code in (200, 404)
+    assert (await api.client.request(method, path, content=b"x" * (most + 1))).status_code == 413
+
+
+async def test_an_account_that_cannot_be_opened_tells_strangers_nothing(api: Any) -> None:
+    tenant = await api.new_project()
+    path = await postmark(tenant)
+    await api.deps.database.execute("UPDATE account SET config = '{\"unknown\": 1}' WHERE key = 'post'")
+    answer = await api.client.post(path, json={})
+    nobody = await api.client.post("/callbacks/nobody/postmark/post/x", json={})
+    assert (answer.status_code, answer.json()) == (404, nobody.json())

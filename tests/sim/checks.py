@@ -33,14 +33,15 @@ class Facts:
         for r in tables["delivery"]:
             self.of_notification[r["notification_id"]].append(r)
 
-    def replayed(self, delivery: Any) -> bool:
-        return any(e["kind"] == EventKind.replayed for e in self.events[delivery["id"]])
+    def replayed(self, delivery: Any) -> int:
+        """How often: also what was sent and failed later may be sent again."""
+        return sum(e["kind"] == EventKind.replayed for e in self.events[delivery["id"]])
 
 
 async def load_facts(connection: Any) -> Facts:
     names = (
         "notification", "run", "delivery", "event", "job", "dead_letter", "inbox_item", "inbox_counter", "suppression",
-        "history",
+        "history", "account", "account_usage",
     )  # fmt: skip
     tables = {name: await connection.fetch(f"SELECT * FROM {name}") for name in names}
     tables["history"].sort(key=lambda row: row["seq"])
@@ -62,6 +63,7 @@ def find_faults(world: World, facts: Facts) -> Iterator[str]:
     yield from _counted(facts)
     yield from _effects(facts)
     yield from _inboxes(facts)
+    yield from _quotas(facts)
 
 
 def _accepted(world: World, facts: Facts) -> Iterator[str]:
@@ -115,7 +117,7 @@ def _legal(facts: Facts) -> Iterator[str]:
         kinds = Counter(e["kind"] for e in events if not is_receipt(e))
         if d["status"] not in (Status.skipped, Status.expired) and not events:
             yield f"delivery {d['id']} is {Status(d['status']).name} without an event"
-        if kinds[EventKind.sent] + kinds[EventKind.delivered] > 1:
+        if kinds[EventKind.sent] + kinds[EventKind.delivered] > 1 + facts.replayed(d):
             yield f"delivery {d['id']} was sent more than once"
 
 
@@ -129,7 +131,7 @@ def _once(world: World, facts: Facts) -> Iterator[str]:
             continue
         notification = facts.notifications[d["notification_id"]]
         unsure = sum(e["kind"] == EventKind.uncertain for e in facts.events[id_])
-        if n > 1 + unsure:
+        if n > 1 + unsure + facts.replayed(d):
             yield f"{key} was taken {n} times, {unsure} uncertain"
         if n > 1 and notification["at_most_once"] and not facts.replayed(d):
             yield f"{key} was to be sent at most once, and was taken {n} times"
@@ -241,3 +243,23 @@ def _inboxes(facts: Facts) -> Iterator[str]:
         wanted = d["channel"] == Channel.in_app and d["status"] == Status.delivered and not test
         if stored[d["id"]] != wanted:
             yield f"delivery {d['id']} is {Status(d['status']).name} and stored {stored[d['id']]} times in an inbox"
+
+
+def _quotas(facts: Facts) -> Iterator[str]:
+    for account in facts.tables["account"]:
+        most = msgspec.json.decode(account["quotas"]).get("day", {}).get("messages")
+        if most is None:
+            continue
+        rows = [r for r in facts.tables["account_usage"] if r["account_id"] == account["id"] and r["period"] == 1]
+        if any(not 0 <= row["messages"] <= most for row in rows):
+            yield f"account {account['id']} may use {most} a day: {[dict(row) for row in rows]}"
+        # What is uncertain may never have begun: its worker died.
+        sent = sum(
+            e["account_id"] == account["id"]
+            and e["kind"] in (EventKind.sent, EventKind.delivered)
+            and not is_receipt(e)
+            for events in facts.events.values()
+            for e in events
+        )
+        if sent > most * len(rows):
+            yield f"account {account['id']} may send {most} a day, and sent {sent} in {len(rows)} days"

@@ -25,7 +25,7 @@ from virtual import TurnConnection, VirtualClock, VirtualLoop
 from tidings import ids
 from tidings.db.pool import Database
 from tidings.directory.access import Caller
-from tidings.directory.accounts import AccountPlan, put_account
+from tidings.directory.accounts import AccountPlan, Allowance, Quotas, put_account
 from tidings.directory.audit import Actor
 from tidings.directory.catalog import Catalog
 from tidings.directory.credentials import Vault
@@ -34,6 +34,7 @@ from tidings.directory.templates import create_template_version, publish_templat
 from tidings.directory.types import parse_definition, put_type
 from tidings.directory.users import put_user
 from tidings.engine.feed import FeedLanes
+from tidings.engine.health import weigh_accounts
 from tidings.engine.lane import SendLane
 from tidings.engine.wakes import Wakes
 from tidings.engine.worker import sweep
@@ -58,6 +59,8 @@ TIMEOUT = timedelta(seconds=2)
 RECEIPT_REASONS = (Reason.invalid_address, Reason.too_large)
 """What vendors report later, and never answer at once: so the checks can tell the two apart."""
 POLICY = Policy(5, 2, timedelta(seconds=0.5), timedelta(seconds=4))
+QUOTA = 3
+"""Messages a day that the second account of a project may send; there is another one that takes the rest."""
 LANES = (Channel.email, Channel.in_app, Channel.webhook)
 VAULT_KEY = base64.b64encode(bytes(32)).decode()
 OWNER: contextvars.ContextVar[Process | None] = contextvars.ContextVar("owner", default=None)
@@ -350,6 +353,8 @@ class WorkerProcess(Process):
         self.spawn(self.drive(feed.step, 0.2, 1.5))
         self.spawn(self.drive(lambda: sweep(self.database, settler, self.clock, wakes), 2.0, 4.0))
         self.spawn(self.drive(lambda: fold(self.database), 2.0, 5.0))
+        self.spawn(self.drive(sender.tell, 2.0, 5.0))
+        self.spawn(self.drive(lambda: weigh_accounts(self.database, self.clock), 4.0, 6.0))
 
     def create_provider(self, name: str, config: Config, surroundings: Surroundings) -> Provider:
         """The vendors' accounts get a script; what is ours stays ours."""
@@ -639,7 +644,9 @@ async def settle_in(world: World, database: Database) -> None:
                 addresses = {Channel.email: [f"u{user}@example.com"], Channel.webhook: [f"https://example.com/{user}"]}
                 await put_user(conn, actor, f"u{user}", addresses=addresses)
             for n in range(1, number + 1):
-                plan = AccountPlan("email", "smtp", smtp, concurrency=2 + n, rate=8.0 if n == 1 else None, burst=2)
+                quotas = Quotas(day=Allowance(messages=QUOTA if n == 2 else None))
+                rate = 8.0 if n == 1 else None
+                plan = AccountPlan("email", "smtp", smtp, concurrency=2 + n, rate=rate, burst=2, quotas=quotas)
                 await put_account(conn, actor, vault, f"smtp-{n}", plan)
             await put_account(conn, actor, vault, "hook", AccountPlan("webhook", "webhook", hook, concurrency=3))
 

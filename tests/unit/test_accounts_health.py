@@ -88,9 +88,7 @@ paces = st.builds(Pace, st.floats(SLOWEST, 1e4), st.floats(SLOWEST, 1e4)) | st.j
 
 
 @given(pace=paces, configured=st.none() | st.floats(0.001, 1e5), taken=st.integers(0, 10**6), passed=seconds)
-def test_throttling_cuts_and_calm_never_does(
-    pace: Pace, configured: float | None, taken: int, passed: float
-) -> None:
+def test_throttling_cuts_and_calm_never_does(pace: Pace, configured: float | None, taken: int, passed: float) -> None:
     cut = decide_pace(pace, configured, taken=taken, throttled=1, seconds=passed)
     assert cut.rate is not None
     assert cut.peak is not None

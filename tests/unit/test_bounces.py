@@ -183,6 +183,14 @@ async def test_other_recipients_are_unknown_here(server: Server) -> None:
     assert len(told) == len(server.seen) == 1
 
 
+async def test_one_mail_is_not_handed_over_a_thousand_times(server: Server) -> None:
+    addresses = [f"b+{KEY[:-2]}{n:02d}-0123456789abcdef@bounce.example.com" for n in range(12)]
+    async with listening(server) as (port, told):
+        server.steps = [REPORTED] * 10
+        assert {code for code, _ in (await deliver(port, *addresses)).values()} == {452}
+    assert len(told) == len(server.seen) == 10
+
+
 @pytest.mark.parametrize("step", [Step(503), Step(404), Step(instead="reset")])
 async def test_a_mail_that_the_api_does_not_take_stays_with_its_sender(server: Server, step: Any) -> None:
     async with listening(server) as (port, told):

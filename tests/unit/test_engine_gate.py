@@ -6,6 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tidings.engine.gate import (
+    ASK_AGAIN,
+    NOTHING_TOLD,
     OPEN_AT_MOST,
     OPEN_FOR,
     OPENS_AFTER,
@@ -14,6 +16,8 @@ from tidings.engine.gate import (
     Breaker,
     Gate,
     Limits,
+    Quota,
+    Told,
     decide_breaker,
 )
 
@@ -69,6 +73,54 @@ def test_a_gate_lets_one_probe_through_and_tells_each_opening() -> None:
     gate.start(1)
     assert not gate.end(failed=False, now=now)
     assert gate.room(now) == 40
+
+
+def test_sends_that_tell_nothing_widen_a_half_open_breaker_and_close_it() -> None:
+    gate = Gate(Limits(1, 1, concurrency=40))
+    gate.start(OPENS_AFTER)
+    for _ in range(OPENS_AFTER):
+        gate.end(failed=True, now=0.0)
+    now = gate.breaker.open_until or 0.0
+    for n in range(OPENS_AFTER):
+        assert gate.room(now) == n + 1
+        gate.start(1)
+        gate.end(failed=None, now=now)
+    assert gate.room(now) == 40
+    gate.start(1)
+    assert gate.end(failed=True, now=now), "it has not shown yet that it works"
+    assert gate.breaker.open_until == now + 4.0
+    gate.start(1)
+    gate.release()
+    assert gate.in_flight == 0
+
+
+def test_an_exhausted_quota_shuts_the_gate_until_a_probe_finds_room() -> None:
+    gate = Gate(Limits(1, 1, concurrency=40))
+    gate.start(3)
+    gate.exhaust(50_000.0, now=0.0)
+    gate.exhaust(None, now=1.0)  # a send that had been counted before
+    assert (gate.room(1.0), gate.shut_for(1.0)) == (0, ASK_AGAIN - 1.0)
+    assert gate.room(ASK_AGAIN) == 0
+    for _ in range(3):
+        gate.end(failed=False, now=2.0)
+    assert gate.room(ASK_AGAIN) == 1
+    gate.exhaust(None, now=ASK_AGAIN)
+    assert gate.room(ASK_AGAIN) == 40
+    gate.exhaust(2.0, now=20.0)
+    assert gate.shut_for(20.0) == 2.0
+    gate.change(Limits(1, 1, concurrency=40, quota=Quota(day_messages=9)))
+    assert gate.room(20.0) == 40
+
+
+def test_what_the_row_tells_changes_weight_and_pace() -> None:
+    gate = Gate(Limits(1, 1, concurrency=40, rate=50.0, burst=100, weight=200))
+    gate.hear(Told(0.0, 0.25, 3.0), now=0.0)
+    assert (gate.weight, gate.rate, gate.burst) == (50.0, 3.0, 3)
+    assert (gate.paced().rate, gate.paced().burst) == (3.0, 3)
+    gate.hear(Told(4.0, 1.0, 80.0), now=0.0)
+    assert (gate.rate, gate.burst, gate.shut_for(1.0)) == (50.0, 80, 3.0)
+    gate.hear(NOTHING_TOLD, now=1.0)
+    assert (gate.weight, gate.rate, gate.burst, gate.shut_for(1.0)) == (200.0, 50.0, 100, 3.0)
 
 
 def test_a_pause_is_never_shortened() -> None:

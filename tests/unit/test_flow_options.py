@@ -381,3 +381,9 @@ def test_what_was_taken_is_stored_and_read_back(
     # Taken once more, the normal form stays as it is.
     assert parse_options(Options(again.email), None, 1 << Channel.email, {}, errors)[0] == again
     assert not errors
+
+
+def test_no_mailbox_takes_long() -> None:
+    """A megabyte of spaces took ten minutes."""
+    with pytest.raises(ValueError, match="at most"):
+        parse_mailbox("a" + " " * 1_000_000 + "b")

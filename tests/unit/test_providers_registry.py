@@ -34,3 +34,12 @@ def test_a_configuration_of_another_provider_is_refused() -> None:
         create("inbox", parse_config("simulator", {}), None)  # type: ignore[arg-type]  # refused before it is looked at
     with pytest.raises(ProviderError, match="no provider"):
         create("nobody", parse_config("simulator", {}), None)  # type: ignore[arg-type]  # refused before it is looked at
+
+
+def test_only_vendors_that_forget_our_id_cost_a_row_for_each_message() -> None:
+    linked = {
+        name
+        for name, kind in PROVIDERS.items()
+        if not kind.spec.echoes_key and (kind.spec.receipts is not None or kind.spec.reports)
+    }
+    assert linked == {"brevo", "ses", "smpp"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import random
+from typing import Any
 from uuid import UUID
 
 import msgspec
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from tidings import ids
 from tidings.directory.credentials import Vault
 from tidings.directory.projects import Tracking
+from tidings.flow.evidence import DETAIL_MAX, to_ref, to_storable
 from tidings.flow.receipts import (
     ENGAGEMENT_OF,
     STATUS_OF,
@@ -201,3 +203,56 @@ FIREFOX = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.
 )
 def test_machines_are_known_by_what_they_say(method: str, headers: dict[str, str], machine: bool) -> None:
     assert is_machine(method, headers) is machine
+
+
+@pytest.mark.parametrize(
+    "unit", ["<a ", '<a "', "<a '\"", "<a href ", '<a href="http://example.com/" ', "<a href", "</body"]
+)
+def test_no_html_takes_long(unit: str) -> None:
+    """These took hours: a worker serves all projects, and their templates are their own."""
+    html = unit * (1_000_000 // len(unit))
+    tracked = track_email(Email("s", html=html), Signer(Vault([KEY])), Tracking(False, True), BASE, 3, DELIVERY)
+    assert tracked.html == html  # nothing in it ends
+
+
+@pytest.mark.parametrize(
+    ("html", "followed"),
+    [
+        ('<a href="https://example.com/">', True),
+        ("<A\nclass=x title=\"a > b\" HREF = 'https://example.com/' id=y>", True),
+        ("<a title=\"href='https://example.com/'\">", False),
+        ('<a data-href="https://example.com/">', False),
+        ('<a href="/x" data-href="https://example.com/">', False),
+        ('<a href="https://example.com/"', False),
+        ('<abbr href="https://example.com/">', False),
+        ('<a href="https://example.com/" data-tidings-track=off>', False),
+    ],
+)
+def test_what_counts_as_a_link(html: str, followed: bool) -> None:
+    tracked = track_email(Email("s", html=html), Signer(Vault([KEY])), Tracking(False, True), BASE, 3, DELIVERY)
+    assert tracked.html is not None
+    assert (f"{BASE}/c/" in tracked.html) == followed
+    assert followed or tracked.html == html
+
+
+@pytest.mark.parametrize("id_", [None, "", "<a@b.example>", "x" * 500])
+def test_usual_ids_of_vendors_are_stored_as_they_are(id_: str | None) -> None:
+    assert to_ref(id_) == id_
+
+
+@pytest.mark.parametrize("id_", ["a\0b", "x" * 501, "\udcff" * 600])
+def test_ids_that_could_not_be_stored_are_stored_as_their_hash(id_: str) -> None:
+    ref = to_ref(id_)
+    assert ref is not None
+    assert ref.startswith("sha256:")
+    assert ref == to_ref(id_)
+
+
+def test_a_large_detail_is_cut_once_for_all_reports_that_share_it() -> None:
+    large, small = {"words": "x" * 5_000_000}, {"words": "x"}
+    reports = [Report(EventKind.delivered, detail=detail) for detail in (large, large, small)]
+    cut: dict[int, Any] = {}
+    first, second, third = (to_storable(report, cut) for report in reports)
+    assert first.detail is second.detail
+    assert len(msgspec.json.encode(first.detail)) <= DETAIL_MAX
+    assert third is reports[2]

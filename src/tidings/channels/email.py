@@ -32,6 +32,7 @@ def parse_address(text: str) -> str:
 
 _MAILBOX: Final = re.compile(r'(?P<name>"(?:[^"\\]|\\.)*"|[^<>"]*?)\s*<(?P<address>[^<>]*)>')
 _NAME_MAX: Final = 256
+_MAILBOX_MAX: Final = 1_000  # characters
 _SPECIAL: Final = re.compile(r'[()<>\[\]:;@\\,."]')
 
 
@@ -42,6 +43,8 @@ def parse_mailbox(text: str) -> str:
     Raises:
         ValueError: it is none of these.
     """
+    if len(text) > _MAILBOX_MAX:  # the pattern takes time by the square of it
+        raise ValueError(f"A name and an address together have at most {_MAILBOX_MAX:,} characters.")
     found = _MAILBOX.fullmatch(text.strip())
     if found is None:
         return parse_address(text.strip())
@@ -66,6 +69,10 @@ _HEADERS: Final = frozenset(
 _HEADER_FAMILIES: Final = ("x-", "list-")
 
 
+_VENDOR_CONTROLS: Final = ("x-smtpapi", "x-ses-", "x-mailgun-", "x-mailin-", "x-sib-", "x-pm-", "x-msys-", "x-mc-")
+"""What vendors take out of a mail and obey: subaccounts, lists, tracking, other templates."""
+
+
 def parse_header(name: str, value: str) -> str:
     """The value of a further header field that a message may bring.
 
@@ -76,6 +83,8 @@ def parse_header(name: str, value: str) -> str:
         ValueError: the field is not one of them, or the value is not one line of text.
     """
     lowered = name.lower()
+    if lowered.startswith(_VENDOR_CONTROLS):
+        raise ValueError("This header field steers a vendor's processing; use the options for what it does.")
     if not _HEADER_NAME.fullmatch(name) or not (lowered in _HEADERS or lowered.startswith(_HEADER_FAMILIES)):
         known = ", ".join(sorted(_HEADERS))
         raise ValueError(f"This header field cannot be set. Those that can begin with X- or List-, or are {known}.")

@@ -14,6 +14,7 @@ Reading order: `requests` (what can be asked, once for both clients), `answers` 
 from tidings.client.answers import (
     Accepted,
     Account,
+    AccountCheck,
     ApiKey,
     AuditEntry,
     Blob,
@@ -71,6 +72,7 @@ from tidings.client.requests import (
 __all__ = [
     "Accepted",
     "Account",
+    "AccountCheck",
     "ApiKey",
     "AsyncClient",
     "Attachment",

@@ -287,11 +287,25 @@ class Account(Answer, frozen=True, kw_only=True):
     rate: float | None = None
     burst: int = 1
     concurrency: int = 64
+    quotas: dict[str, Any] = {}
+    costs: dict[str, float] = {}
+    currency: str | None = None
     enabled: bool = True
     test: bool = False
     revision: int | None = None
+    callback_url: str | None = None
+    state: dict[str, Any] = {}
+    """How it does at present: breaker, health, effective weight, learned pace, what it has used."""
     created_at: datetime | None = None
     updated_at: datetime | None = None
+
+
+class AccountCheck(Answer, frozen=True, kw_only=True):
+    """What a vendor says of an account's credentials."""
+
+    outcome: str
+    """`ok`, `failed`, or `unknown`: it cannot be asked without sending something."""
+    detail: str | None = None
 
 
 class ApiKey(Answer, frozen=True, kw_only=True):

@@ -281,6 +281,7 @@ class _Accounts(_Sync):
     put = Blocking(requests.put_account)
     get = Blocking(requests.get_account)
     list = BlockingPages(requests.list_accounts)
+    check = Blocking(requests.check_account)
     delete = Blocking(requests.delete_account)
 
 
@@ -465,6 +466,7 @@ class _AsyncAccounts(_Async):
     put = Awaited(requests.put_account)
     get = Awaited(requests.get_account)
     list = AwaitedPages(requests.list_accounts)
+    check = Awaited(requests.check_account)
     delete = Awaited(requests.delete_account)
 
 

@@ -18,6 +18,7 @@ import msgspec
 from tidings.client.answers import (
     Accepted,
     Account,
+    AccountCheck,
     ApiKey,
     AuditEntry,
     BatchAnswer,
@@ -522,6 +523,9 @@ def put_account(
     rate: float | None = None,
     burst: int | None = None,
     concurrency: int | None = None,
+    quotas: Mapping[str, Any] | None = None,
+    costs: Mapping[str, float] | None = None,
+    currency: str | None = None,
     enabled: bool | None = None,
 ) -> Call[Account]:
     """Create or change a provider account. A secret sent back as `"…"` keeps the stored one.
@@ -529,6 +533,8 @@ def put_account(
     Args:
         rate: messages per second, `burst` at once; None: no pace.
         concurrency: sends in flight per worker process.
+        quotas: `{"day": {"messages": 1000, "spend": 50.0}, "month": {…}}`; what is missing has no end.
+        costs: prices in the account's currency by the recipient's country or `*`.
     """
     body = _given(
         provider=provider,
@@ -538,6 +544,9 @@ def put_account(
         rate=rate,
         burst=burst,
         concurrency=concurrency,
+        quotas=quotas,
+        costs=costs,
+        currency=currency,
         enabled=enabled,
     )
     return _put(_path("accounts", key), Account, body)
@@ -551,6 +560,11 @@ def get_account(key: str) -> Call[Account]:
 def list_accounts(*, limit: int | None = None) -> Listing[Account]:
     """All accounts, without their secrets."""
     return Listing(path=_path("accounts"), item=Account, query=_query(limit=limit))
+
+
+def check_account(key: str) -> Call[AccountCheck]:
+    """Ask the account's vendor whether its credentials hold. Nothing is sent."""
+    return _post(_path("accounts", key, "check"), AccountCheck, {}, None)
 
 
 def delete_account(key: str) -> Call[None]:

@@ -8,6 +8,7 @@ somewhere else. Each account has a row of pace and breaker (`account_state`), wh
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Any, Final, get_args
@@ -45,6 +46,7 @@ PLACEHOLDER: Final = "…"
 """What stands for a secret that is stored."""
 MICRO: Final = 1_000_000
 """Amounts of money are stored in millionths of the currency's unit, as whole numbers."""
+_COUNTRY: Final = re.compile(r"[A-Z]{2}")
 CONFIG_MAX: Final = 64 * 1024
 """Octets of a configuration."""
 
@@ -277,6 +279,17 @@ async def reseal_accounts(database: Database, vault: Vault, *, batch: int = 100)
         last = rows[-1]["id"]
 
 
+async def load_config(database: Database, vault: Vault, project_id: int, key: str) -> tuple[str, Config]:
+    """An account's provider and its whole configuration, secrets opened, for asking the vendor about it.
+
+    Raises:
+        NotFound: this project has none with this key.
+        SettingsError, ProviderError, Invalid: see `open_config`.
+    """
+    row = _found(await database.fetchrow(_LOAD_ACCOUNT, project_id, key))
+    return row["provider"], open_config(vault, project_id, row)
+
+
 class ReportingAccount(msgspec.Struct, frozen=True):
     """An account whose vendor calls back."""
 
@@ -369,9 +382,14 @@ def _to_limits(account: AccountPlan | AccountInfo) -> tuple[Any, ...]:
 
 
 def _check_costs(plan: AccountPlan, channel: Channel) -> None:
-    if channel is not Channel.sms and (named := sorted(set(plan.costs) - {"*"})):
-        detail = f"a message on {channel.name} has no country; give its price as *"
-        raise Invalid(errors=[FieldError(detail, f"/costs/{country}") for country in named])
+    named = sorted(set(plan.costs) - {"*"})
+    if channel is not Channel.sms:
+        wrong, detail = named, f"a message on {channel.name} has no country; give its price as *"
+    else:
+        wrong, detail = [c for c in named if not _COUNTRY.fullmatch(c)], "is not a country (ISO 3166, such as US) or *"
+    if wrong:
+        escaped = [country[:80].replace("~", "~0").replace("/", "~1") for country in wrong]
+        raise Invalid(errors=[FieldError(detail, f"/costs/{country}") for country in escaped])
 
 
 def _parse_channel(channel: str, provider: str) -> Channel:

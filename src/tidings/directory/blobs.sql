@@ -24,7 +24,8 @@ WHERE project_id = $1 AND hash = ANY ($2::bytea[]) AND used_at >= now() - interv
 -- name: load_blobs
 SELECT b.project_id, b.hash, b.content
 FROM unnest($1::int[], $2::bytea[]) AS x (project_id, hash)
-JOIN blob b ON b.project_id = x.project_id AND b.hash = x.hash;
+CROSS JOIN LATERAL (  -- OFFSET 0: by its key, whatever was planned while the table was empty
+    SELECT * FROM blob b WHERE b.project_id = x.project_id AND b.hash = x.hash OFFSET 0) b;
 
 -- name: forget_blobs
 -- Blobs that no request has named since $1, at most $2 at a time; answers with how many. Several processes share them out.

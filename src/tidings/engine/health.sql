@@ -28,7 +28,7 @@ SELECT pg_try_advisory_xact_lock(hashtext('tidings.weigh_accounts'));
 WITH stirred AS (
     SELECT DISTINCT a.project_id, a.channel
     FROM account_state s JOIN account a ON a.id = s.account_id
-    WHERE s.weighed_at <= coalesce($1::timestamptz, now()) - $2::interval
+    WHERE a.enabled AND NOT a.test AND s.weighed_at <= coalesce($1::timestamptz, now()) - $2::interval
       AND (s.ok > 0 OR s.failed > 0 OR s.throttled > 0 OR s.receipts > 0 OR s.factor < 1 OR s.health < 1
            OR s.errors > 0 OR s.learned_rate IS NOT NULL)
 )

@@ -115,6 +115,8 @@ class Purses:
         if (charged := purse.take(cost, self._clock.monotonic())) is not None:
             return charged
         async with purse.turn:
+            if self._purses.setdefault(limits.account_id, purse) is not purse:  # it was given up while we waited
+                return await self.charge(limits, cost)
             return await self._refill(purse, cost)
 
     async def _refill(self, purse: _Purse, cost: int) -> Charged | Exhausted:

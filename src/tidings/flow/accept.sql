@@ -17,7 +17,8 @@ RETURNING project_id, key;
 -- name: load_keys
 SELECT i.project_id, i.key, i.fingerprint, i.status, i.answer
 FROM unnest($1::int[], $2::text[]) AS x (project_id, key)
-JOIN idempotency i ON i.project_id = x.project_id AND i.key = x.key
+CROSS JOIN LATERAL (  -- OFFSET 0: see load_deliveries
+    SELECT * FROM idempotency i WHERE i.project_id = x.project_id AND i.key = x.key OFFSET 0) i
 WHERE i.expires_at > coalesce($3::timestamptz, now());
 
 -- name: insert_notifications
@@ -36,7 +37,8 @@ FROM unnest($1::uuid[], $2::int[], $3::int[], $4::text[], $5::smallint[], $6::te
 -- Which of these users exist.
 SELECT x.project_id, x.id
 FROM unnest($1::int[], $2::text[]) AS x (project_id, id)
-JOIN app_user u ON u.project_id = x.project_id AND u.id = x.id;
+CROSS JOIN LATERAL (  -- OFFSET 0: see load_deliveries
+    SELECT FROM app_user u WHERE u.project_id = x.project_id AND u.id = x.id OFFSET 0) u;
 
 -- name: forget_keys
 -- Keys whose day is over, at most $1 at a time; answers with how many. Several processes share them out.

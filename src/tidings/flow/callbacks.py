@@ -21,7 +21,7 @@ from tidings.directory.access import Caller
 from tidings.directory.accounts import ReportingAccount, list_callback_secrets, load_reporting_account
 from tidings.directory.catalog import Catalog
 from tidings.directory.credentials import Vault
-from tidings.errors import Forbidden, Malformed, NotFound, Problem, TidingsError
+from tidings.errors import Forbidden, Invalid, Malformed, NotFound, Problem, ProviderError, SettingsError
 from tidings.flow.accept import Acceptor
 from tidings.flow.options import Options, SmsOptions
 from tidings.flow.receipts import Fact, Receiver
@@ -78,7 +78,8 @@ class HelpDesk:
     async def answer(self, project_id: int, message: Inbound) -> None:
         """Send the answer from the sender that was written to; nothing where the project has none.
 
-        A message that cannot be answered, from a short code say, is left unanswered: it is stored all the same.
+        Whoever asks again on the same day gets no second answer: two machines would answer each other for ever. A
+        message that cannot be answered, from a short code say, is left unanswered: it is stored all the same.
         """
         project = await self._catalog.load_project(project_id)
         text = project.settings.sms_help
@@ -90,6 +91,7 @@ class HelpDesk:
             content=DirectContent(text=text),
             options=Options(sms=SmsOptions(sender=message.recipient)),
             priority="high",
+            idempotency_key=f"help {message.recipient} {message.sender}"[:255],  # kept for a day
         )
         [answer] = await self._acceptor.accept(caller, [request], key=None, traceparent=None)
         if isinstance(answer, Problem):
@@ -145,7 +147,8 @@ class Callbacks:
         except ReceiptRefused as error:
             self._observe(provider, "refused", 1)
             log.warning("callback.refused", project=found.project_id, account=found.key, error=str(error))
-            raise Forbidden(str(error)) from None
+            # Why stands in the log: strangers need not learn how an account is set up.
+            raise Forbidden("The callback does not prove where it comes from.") from None
         except ReceiptMalformed as error:
             self._observe(provider, "malformed", 1)
             log.warning("callback.malformed", project=found.project_id, account=found.key, error=str(error))
@@ -169,9 +172,7 @@ class Callbacks:
             return None
         try:
             found = await load_reporting_account(self._database, self._vault, project, provider, account)
-        except Problem:
-            raise
-        except TidingsError as error:
+        except (Invalid, ProviderError, SettingsError) as error:  # ours to mend; whoever calls learns nothing of it
             log.error("callback.account_unusable", account=account, error=str(error))
             found = None
         if found is None:

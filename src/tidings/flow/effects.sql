@@ -22,7 +22,7 @@ ON CONFLICT DO NOTHING;
 UPDATE address a SET dropped_at = coalesce($5::timestamptz, now())
 FROM unnest($1::int[], $2::text[], $3::smallint[], $4::text[]) AS x (project_id, user_id, channel, value)
 WHERE a.project_id = x.project_id AND a.user_id = x.user_id AND a.channel = x.channel AND a.value = x.value
-  AND a.dropped_at IS NULL;
+  AND a.project_id = ANY ($1) AND a.user_id = ANY ($2) AND a.dropped_at IS NULL;  -- see lock_cancelled
 
 -- name: insert_dead_letters
 INSERT INTO dead_letter (project_id, delivery_id, notification_id, channel, reason, attempts, at)
@@ -36,4 +36,5 @@ ON CONFLICT (project_id, delivery_id) DO UPDATE
 -- name: delete_lifted_letters
 -- They were given up without knowing; now it is proved that they went out.
 DELETE FROM dead_letter d USING unnest($1::int[], $2::uuid[]) AS x (project_id, delivery_id)
-WHERE d.project_id = x.project_id AND d.delivery_id = x.delivery_id;
+WHERE d.project_id = x.project_id AND d.delivery_id = x.delivery_id
+  AND d.project_id = ANY ($1) AND d.delivery_id = ANY ($2);  -- see lock_cancelled

@@ -67,6 +67,10 @@ class Endpoints:
         self._known: dict[int, tuple[float, dict[str, _Failing]]] = {}
         """By project: when to look again, and what fails."""
 
+    def forget(self) -> None:
+        """What was noted last may not have been stored: look again at everything."""
+        self._known.clear()
+
     async def apply(self, conn: Connection, sightings: Sequence[Sighting], now: datetime | None) -> None:
         """Note what changed, and write what has to be told, in the transaction of the attempts."""
         recovered: set[tuple[int, str]] = set()

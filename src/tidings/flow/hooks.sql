@@ -2,7 +2,9 @@
 -- For each event, the hooks that want it, and what its payload says of the delivery; $4 and $5 bound the ids, $8 is the
 -- time that counts as now. OFFSET 0: see load_deliveries.
 SELECT x.ord, h.id AS hook_id, p.key AS project_key, d.channel, d.status, n.user_id, n.metadata::text AS metadata, n.test,
-       v.type_key, a.provider, coalesce($8::timestamptz, now()) AS at
+       (SELECT v.type_key FROM type_version v WHERE v.project_id = x.project_id AND v.id = n.type_version_id) AS type_key,
+       (SELECT a.provider FROM account a WHERE a.project_id = x.project_id AND a.id = x.account_id) AS provider,
+       coalesce($8::timestamptz, now()) AS at
 FROM unnest($1::uuid[], $2::int[], $3::uuid[], $6::int[], $7::text[]) WITH ORDINALITY
      AS x (id, project_id, notification_id, account_id, event, ord)
 JOIN hook h ON h.project_id = x.project_id AND h.enabled AND h.events && ARRAY['*', x.event]
@@ -12,9 +14,7 @@ CROSS JOIN LATERAL (
     WHERE d.project_id = x.project_id AND d.id = x.id AND d.id >= $4 AND d.id <= $5 OFFSET 0) d
 CROSS JOIN LATERAL (
     SELECT n.user_id, n.metadata, n.test, n.type_version_id FROM notification n
-    WHERE n.project_id = x.project_id AND n.id = x.notification_id AND n.id >= $4 AND n.id <= $5 OFFSET 0) n
-LEFT JOIN type_version v ON v.project_id = x.project_id AND v.id = n.type_version_id
-LEFT JOIN account a ON a.project_id = x.project_id AND a.id = x.account_id;
+    WHERE n.project_id = x.project_id AND n.id = x.notification_id AND n.id >= $4 AND n.id <= $5 OFFSET 0) n;
 
 -- name: load_listening
 -- For each notice, the hooks that want it.

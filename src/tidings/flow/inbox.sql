@@ -45,8 +45,10 @@ SELECT x.ord, u.created_at AS born, coalesce(c.last_seq, 0) AS last_seq, coalesc
        i.seq, i.changed_seq, i.delivery_id, i.notification_id, i.title, i.body, i.url, i.actions, i.category_key,
        i.created_at, i.seen_at, i.read_at, i.clicked_at, i.archived_at
 FROM unnest($1::int[], $2::text[], $3::bigint[]) WITH ORDINALITY AS x (project_id, user_id, after, ord)
-LEFT JOIN app_user u ON u.project_id = x.project_id AND u.id = x.user_id
-LEFT JOIN inbox_counter c ON c.project_id = x.project_id AND c.user_id = x.user_id
+LEFT JOIN LATERAL (  -- OFFSET 0: see load_deliveries
+    SELECT * FROM app_user u WHERE u.project_id = x.project_id AND u.id = x.user_id OFFSET 0) u ON true
+LEFT JOIN LATERAL (
+    SELECT * FROM inbox_counter c WHERE c.project_id = x.project_id AND c.user_id = x.user_id OFFSET 0) c ON true
 LEFT JOIN LATERAL (
     SELECT * FROM inbox_item i
     WHERE i.project_id = x.project_id AND i.user_id = x.user_id AND i.changed_seq > x.after
@@ -63,7 +65,7 @@ SELECT seq, changed_seq, delivery_id, notification_id, title, body, url, actions
        seen_at, read_at, clicked_at, archived_at
 FROM inbox_item
 WHERE project_id = $1 AND user_id = $2 AND delivery_id = ANY ($3::uuid[])
-ORDER BY seq;
+ORDER BY seq + 0;  -- an expression: the order of an index would tempt the planner to read all of the inbox in it
 
 -- name: load_unread_items
 SELECT seq, changed_seq, delivery_id, notification_id, title, body, url, actions, category_key, created_at,
@@ -87,7 +89,7 @@ SET changed_seq = x.changed_seq, seen_at = x.seen_at, read_at = x.read_at, click
     archived_at = x.archived_at
 FROM unnest($3::bigint[], $4::bigint[], $5::timestamptz[], $6::timestamptz[], $7::timestamptz[], $8::timestamptz[])
      AS x (seq, changed_seq, seen_at, read_at, clicked_at, archived_at)
-WHERE i.project_id = $1 AND i.user_id = $2 AND i.seq = x.seq;
+WHERE i.project_id = $1 AND i.user_id = $2 AND i.seq = x.seq AND i.seq = ANY ($3);  -- see lock_cancelled
 
 -- name: update_counter
 UPDATE inbox_counter SET last_seq = $3, total = total + $4, unseen = unseen + $5, unread = unread + $6
@@ -97,14 +99,16 @@ RETURNING total, unseen, unread, last_seq;
 -- name: lock_engagements
 -- What the user did so far with these deliveries, and by what it is counted. Those that retention dropped are not among them.
 SELECT d.id, d.notification_id, d.engagement, d.channel, d.account_id, d.template_version_id, d.variant, d.locale,
-       n.type_version_id, t.category_key
+       n.type_version_id,
+       (SELECT t.category_key FROM type_version t WHERE t.project_id = $1 AND t.id = n.type_version_id) AS category_key
 FROM delivery d
-LEFT JOIN notification n ON n.project_id = d.project_id AND n.id = d.notification_id AND n.id >= $3 AND n.id <= $4
-LEFT JOIN type_version t ON t.project_id = n.project_id AND t.id = n.type_version_id
+LEFT JOIN LATERAL (  -- OFFSET 0: see load_deliveries
+    SELECT n.type_version_id FROM notification n
+    WHERE n.project_id = $1 AND n.id = d.notification_id AND n.id >= $3 AND n.id <= $4 OFFSET 0) n ON true
 WHERE d.project_id = $1 AND d.id = ANY ($2::uuid[]) AND d.id >= $3 AND d.id <= $4
 ORDER BY d.id FOR UPDATE OF d;
 
 -- name: update_engagements
 UPDATE delivery d SET engagement = d.engagement | x.bits
 FROM unnest($2::uuid[], $3::smallint[]) AS x (id, bits)
-WHERE d.project_id = $1 AND d.id = x.id AND d.id >= $4 AND d.id <= $5;
+WHERE d.project_id = $1 AND d.id = x.id AND d.id >= $4 AND d.id <= $5 AND d.id = ANY ($2);  -- see lock_cancelled

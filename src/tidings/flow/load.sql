@@ -17,7 +17,8 @@ CROSS JOIN LATERAL (
 CROSS JOIN LATERAL (
     SELECT * FROM notification n
     WHERE n.project_id = x.project_id AND n.id = d.notification_id AND n.id >= $3 AND n.id <= $4 OFFSET 0) n
-LEFT JOIN app_user u ON u.project_id = n.project_id AND u.id = n.user_id
+LEFT JOIN LATERAL (
+    SELECT * FROM app_user u WHERE u.project_id = n.project_id AND u.id = n.user_id OFFSET 0) u ON true
 LEFT JOIN LATERAL (
     SELECT string_agg(s.stream, E'\n') AS streams FROM suppression s
     WHERE s.project_id = d.project_id AND s.channel = d.channel AND s.address = d.address) s ON true;

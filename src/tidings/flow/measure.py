@@ -7,11 +7,11 @@ them into the roll-ups by the minute. Dashboards read roll-ups plus the deltas n
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from tidings.clock import Clock
-from tidings.db.pool import Connection, Database
+from tidings.db.pool import Connection, Database, Runner
 from tidings.db.sql import load_queries
 from tidings.model.words import EventKind
 
@@ -44,6 +44,8 @@ class Meter:
         self._database = database
         self._clock = clock
         self._ids: dict[Dimension, int] = {}
+        self._met: set[Dimension] = set()
+        """Counted without being known beforehand."""
 
     async def intern(self, dimensions: Iterable[Dimension]) -> None:
         """Make sure that every dimension has its id; before the transaction that counts, so that it holds no locks."""
@@ -52,10 +54,13 @@ class Meter:
             return
         if len(self._ids) > CACHED_DIMENSIONS:
             self._ids.clear()
-        columns = [list(column) for column in zip(*new, strict=True)]
-        await self._database.execute(SQL.insert_dimensions, *columns)
-        for row in await self._database.fetch(SQL.load_dimensions, *columns):
-            self._ids[new[row["ord"] - 1]] = row["id"]
+        self._ids |= await _intern(self._database, new)
+
+    async def catch_up(self) -> None:
+        """Remember the dimensions that `apply` had to look up; after its transaction, where nobody could tell before it
+        what it would count."""
+        met, self._met = self._met, set()
+        await self.intern(met)
 
     async def apply(self, conn: Connection, counts: Counts) -> None:
         """Append the deltas of one batch to its transaction. On busy roads `intern` was called with its dimensions."""
@@ -65,13 +70,27 @@ class Meter:
         if new := sorted(d for d, id_ in known.items() if id_ is None):
             # On the transaction's own connection (a second one could be waited for in vain), and not remembered: it may
             # roll back.
-            columns = [list(column) for column in zip(*new, strict=True)]
-            await conn.execute(SQL.insert_dimensions, *columns)
-            for row in await conn.fetch(SQL.load_dimensions, *columns):
-                known[new[row["ord"] - 1]] = row["id"]
+            known |= await _intern(conn, new)
+            if len(self._met) < CACHED_DIMENSIONS:
+                self._met.update(new)
         entries = [(known[d], d.project_id, int(kind), n) for (d, kind), n in counts.items()]
         columns = [list(column) for column in zip(*entries, strict=True)]
         await conn.execute(SQL.insert_deltas, *columns, self._clock.db_now())
+
+
+async def _intern(connection: Runner, dimensions: Sequence[Dimension]) -> dict[Dimension, int]:
+    """The ids of dimensions, which are made if need be. Looked up first: each row that is offered in vain uses up a
+    number of the table's sequence, and there are only two thousand million."""
+    found: dict[Dimension, int] = {}
+    for make in (False, True):
+        if not (lacking := [d for d in dimensions if d not in found]):
+            break
+        columns = [list(column) for column in zip(*lacking, strict=True)]
+        if make:
+            await connection.execute(SQL.insert_dimensions, *columns)
+        for row in await connection.fetch(SQL.load_dimensions, *columns):
+            found[lacking[row["ord"] - 1]] = row["id"]
+    return found
 
 
 async def fold(database: Database) -> int:

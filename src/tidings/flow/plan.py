@@ -316,7 +316,7 @@ class Planner:
         if deliveries:
             deliveries.sort(key=lambda row: row[0].int)  # as the database orders them, but compared in C
             await conn.execute(SQL.insert_deliveries, *(list(c) for c in zip(*deliveries, strict=True)), now)
-            await self._tell_skipped(conn, deliveries, now)
+            await self._tell_ended(conn, deliveries, now)
         sends.sort(key=lambda job: job.id.int)
         await queue.insert_jobs(conn, sends, now)
         known = [job for job in jobs if job.id in plans]
@@ -324,18 +324,16 @@ class Planner:
         await queue.finish_jobs(conn, jobs)
         await self._meter.apply(conn, counts)
 
-    async def _tell_skipped(
-        self, conn: Connection, deliveries: Sequence[tuple[Any, ...]], now: datetime | None
-    ) -> None:
+    async def _tell_ended(self, conn: Connection, deliveries: Sequence[tuple[Any, ...]], now: datetime | None) -> None:
         """Tell the hooks what nobody will send. It has no event row: the life of a delivery shows it from its own."""
         rng = self._clock.random
-        skipped = [
-            Event(ids.child_id(id_, rng), project, notification, id_, EventKind.skipped, None, None, reason, None, None)
+        ended = [
+            Event(ids.child_id(id_, rng), project, notification, id_, EventKind(status), None, None, reason, None, None)
             for id_, project, notification, _, status, *_, reason in deliveries
-            if status == Status.skipped and await self._catalog.load_hooks(project)
+            if status != Status.queued and await self._catalog.load_hooks(project)
         ]
-        if skipped:
-            await enqueue_hooks(conn, skipped, now)
+        if ended:
+            await enqueue_hooks(conn, ended, now)
 
     async def _put_aside(self, shares: Sequence[Share], error: Exception) -> None:
         """Give up on one notification for now: later again, and after some times for good."""
@@ -350,24 +348,10 @@ class Planner:
                     continue
                 id_ = ids.child_id(job.id, self._clock.random)
                 channel = next((c for c in Channel if (job.lane - queue.FEEDER) >> c & 1), Channel.email)
-                await conn.execute(
-                    SQL.insert_deliveries,
-                    *(
-                        [v]
-                        for v in (
-                            id_,
-                            job.project_id,
-                            job.id,
-                            int(channel),
-                            int(Status.failed),
-                            None,
-                            "",
-                            None,
-                            Reason.unsupported,
-                        )
-                    ),
-                    self._clock.db_now(),
-                )
+                row = (
+                    id_, job.project_id, job.id, int(channel), int(Status.failed), None, "", None, Reason.unsupported,
+                )  # fmt: skip
+                await conn.execute(SQL.insert_deliveries, *([value] for value in row), self._clock.db_now())
                 await conn.execute(SQL.insert_runs, [job.id], [job.project_id], [1], self._clock.db_now())
                 await queue.finish_jobs(conn, [job])
                 counts: Counts = Counter({(Dimension(job.project_id, channel=int(channel)), EventKind.failed): 1})

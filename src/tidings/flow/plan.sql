@@ -13,7 +13,8 @@ FROM unnest($1::uuid[], $2::int[]) AS x (id, project_id)
 CROSS JOIN LATERAL (  -- OFFSET 0: see load_deliveries
     SELECT * FROM notification n
     WHERE n.project_id = x.project_id AND n.id = x.id AND n.id >= $3 AND n.id <= $4 OFFSET 0) n
-LEFT JOIN app_user u ON u.project_id = n.project_id AND u.id = n.user_id
+LEFT JOIN LATERAL (
+    SELECT * FROM app_user u WHERE u.project_id = n.project_id AND u.id = n.user_id OFFSET 0) u ON true
 LEFT JOIN LATERAL (
     SELECT array_agg(a.channel ORDER BY a.created_at, a.value) AS channels,
            array_agg(a.value ORDER BY a.created_at, a.value) AS addresses,

@@ -11,12 +11,13 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 import msgspec
+import structlog
 
 from tidings import ids
 from tidings.clock import Clock
@@ -25,6 +26,7 @@ from tidings.db.sql import load_queries
 from tidings.directory.hooks import SMS_INBOUND
 from tidings.engine.batch import Batcher
 from tidings.flow import effects
+from tidings.flow.evidence import DETAIL_MAX, to_json, to_storable, to_storable_text
 from tidings.flow.hooks import Notice, enqueue_notices
 from tidings.flow.load import SENDER
 from tidings.flow.measure import Counts, Dimension, Meter
@@ -34,12 +36,12 @@ from tidings.providers.port import Inbound, Report
 
 SQL: Final = load_queries(__package__, "receipts.sql")
 
+log = structlog.get_logger(__name__)
+
 GROUP_LIMIT: Final = 500
 """Reports in one transaction, about."""
 EARLY_KEPT: Final = timedelta(days=3)
 """How long a report waits for the send that it is about."""
-DETAIL_MAX: Final = 16 * 1024
-"""Octets of a vendor's own words that are kept with an event."""
 FORGET_BATCH: Final = 5_000
 
 _LOW62: Final = (1 << 62) - 1
@@ -179,6 +181,12 @@ class Fact:
     """Where it is known already; else the report's key or the vendor's id tells."""
 
     @property
+    def is_unique(self) -> bool:
+        """Whether its mark names one fact: the vendor's id of the event or the message is in it. What was recorded once
+        then moves nothing again, such as a failure that is told once more after the delivery was replayed."""
+        return self.report.event_id is not None or self.report.provider_id is not None
+
+    @property
     def target(self) -> UUID | None:
         """The delivery, as far as the report itself tells it."""
         if self.delivery is not None:
@@ -187,9 +195,10 @@ class Fact:
 
 
 def to_mark(fact: Fact) -> bytes:
-    """What makes two reports the same one: 16 octets. A vendor's event id decides where there is one."""
+    """What makes two reports the same one: 16 octets. A vendor's event id decides where there is one, for each of the
+    recipients that it may tell of at once."""
     r = fact.report
-    said: tuple[Any, ...] = (r.event_id, r.kind) if r.event_id else (
+    said: tuple[Any, ...] = (r.event_id, r.kind, r.address) if r.event_id else (
         r.kind, r.provider_id, r.key, r.address, r.reason, r.at, r.machine, r.url
     )  # fmt: skip
     return hashlib.sha256(msgspec.json.encode((fact.account_id, *said))).digest()[:16]
@@ -227,6 +236,8 @@ class Receiver:
 
     async def record(self, facts: Sequence[Fact]) -> int:
         """Record them, with whatever else is waiting; answers with how many events are new. Durable on return."""
+        cut: dict[int, Mapping[str, Any]] = {}
+        facts = [replace(fact, report=to_storable(fact.report, cut)) for fact in facts]
         return await self._batcher.add(facts) if facts else 0
 
     async def drain(self) -> None:
@@ -242,6 +253,7 @@ class Receiver:
             return await apply_facts(conn, self._meter, self._clock, facts, delivered)
 
         new = await self._database.transaction(work)
+        await self._meter.catch_up()
         if self._observe_delivered is not None:
             for account_id, seconds in delivered:
                 self._observe_delivered(account_id, seconds)
@@ -257,16 +269,14 @@ class Receiver:
         """Keep text messages that came in, and do what their keywords say; answers with how many are new."""
         if not messages:
             return 0
-        unique = {
-            UUID(bytes=_inbound_mark(account_id, m), version=4): m for m in messages
-        }  # the newest of a repetition
+        # The newest of a repetition.
+        unique = {UUID(bytes=_inbound_mark(account_id, m), version=4): to_storable_text(m) for m in messages}
         now = self._clock.db_now()
 
         async def work(conn: Connection) -> list[Inbound]:
             rows = [
                 (
-                    id_, project_id, account_id, int(channel), _storable(m.sender), _storable(m.recipient),
-                    _storable(m.text), m.keyword, m.provider_id,
+                    id_, project_id, account_id, int(channel), m.sender, m.recipient, m.text, m.keyword, m.provider_id,
                 )
                 for id_, m in sorted(unique.items())
             ]  # fmt: skip
@@ -293,7 +303,6 @@ class Receiver:
                 if message.keyword == "help":
                     await self._answer_help(project_id, message)
         return len(fresh)
-
 
     def _to_notice(self, project_id: int, channel: Channel, message: Inbound) -> Notice:
         data = {
@@ -328,6 +337,7 @@ async def apply_facts(
     if not known:
         return Counter()
     low, high = ids.family_bounds(target for target in targets if target is not None)
+    events = [to_event_id(UUID(int=target), to_mark(facts[i])) for target, i in known]
     rows = await conn.fetch(
         SQL.lock_reported,
         [targets[i] for _, i in known],
@@ -336,54 +346,60 @@ async def apply_facts(
         low,
         high,
         now,
+        events,
     )
     writing = _Writing()
     for row in rows:
-        place = known[row["ord"] - 1][1]
-        if row["concerned"] and _is_about(row, facts[place].report):
-            writing.take(place, row, facts[place], delivered)
+        fact = facts[place := known[row["ord"] - 1][1]]
+        if row["concerned"] and _is_about(row, fact.report) and not (row["recorded"] and fact.is_unique):
+            writing.take(place, row, fact, events[row["ord"] - 1], delivered)
     new = await writing.write(conn, meter, low, high, now)
     return Counter(dict.fromkeys(new, 1))
 
 
-async def link_sent(
-    conn: Connection,
-    meter: Meter,
-    clock: Clock,
-    sent: Sequence[tuple[int, int, str, UUID]],
-) -> None:
-    """Tell which deliveries the vendor's ids of just settled sends stand for, and record what was reported too early.
+class Met(NamedTuple):
+    """A vendor's id that a receipt knew before the send was settled."""
+
+    account_id: int
+    provider_id: str
+    project_id: int
+    delivery_id: UUID
+
+
+async def link_sent(conn: Connection, clock: Clock, sent: Sequence[tuple[int, int, str, UUID]]) -> list[Met]:
+    """Tell which deliveries the vendor's ids of sends stand for; answers with those that a receipt has asked for.
+
+    It locks these ids, so it comes before the deliveries are locked: that is the order in which receipts do it.
 
     Args:
         sent: account, project, the vendor's id, delivery.
     """
-    rows = await conn.fetch(
-        SQL.resolve_refs,
-        [account for account, _, _, _ in sent],
-        [provider_id for _, _, provider_id, _ in sent],
-        [project for _, project, _, _ in sent],
-        [delivery for _, _, _, delivery in sent],
-        clock.db_now(),
-    )
-    met = [row for row in rows if row["met"]]
+    if not sent:
+        return []
+    accounts, projects, provider_ids, deliveries = effects.to_columns(sent)
+    rows = await conn.fetch(SQL.resolve_refs, accounts, provider_ids, projects, deliveries, clock.db_now())
+    return [
+        Met(row["account_id"], row["provider_id"], row["project_id"], row["delivery_id"]) for row in rows if row["met"]
+    ]
+
+
+async def record_early(conn: Connection, meter: Meter, clock: Clock, met: Sequence[Met]) -> None:
+    """Record what was reported before these sends were settled; after they have been, in the same transaction."""
     if not met:
         return
-    early = await conn.fetch(
-        SQL.take_early_receipts,
-        [row["account_id"] for row in met],
-        [row["provider_id"] for row in met],
-        [row["project_id"] for row in met],
-    )
-    places = {(row["account_id"], row["provider_id"]): row["delivery_id"] for row in met}
-    facts = [
-        Fact(
-            row["project_id"],
-            row["account_id"],
-            msgspec.json.decode(row["report"], type=Report),
-            places[row["account_id"], row["provider_id"]],
-        )
-        for row in sorted(early, key=lambda row: row["created_at"])
-    ]
+    early = await conn.fetch(SQL.take_early_receipts, *effects.to_columns(met)[:3])
+    places = {(m.account_id, m.provider_id): m.delivery_id for m in met}
+    facts = []
+    for row in sorted(early, key=lambda row: row["created_at"]):
+        try:
+            report = msgspec.json.decode(row["report"], type=Report)
+        except msgspec.MsgspecError as error:
+            # Written by another version of Tidings. It must not keep the send from being settled, which would be sent
+            # again.
+            log.error("receipt.unreadable", account=row["account_id"], error=str(error))
+            continue
+        place = places[row["account_id"], row["provider_id"]]
+        facts.append(Fact(row["project_id"], row["account_id"], report, place))
     if facts:
         await apply_facts(conn, meter, clock, facts, [])
 
@@ -415,7 +431,7 @@ async def _resolve(conn: Connection, facts: Sequence[Fact], targets: list[UUID |
         targets[i] = found[place]
         if found[place] is None:
             mark = UUID(bytes=to_mark(fact))
-            early.append((*place, fact.project_id, mark, _to_json(fact.report)))
+            early.append((*place, fact.project_id, mark, to_json(fact.report)))
     if early:
         early.sort(key=lambda row: (row[0], row[1], row[3]))
         await conn.execute(SQL.insert_early_receipts, *effects.to_columns(early), now)
@@ -447,7 +463,7 @@ class _Writing:
         self._lifted: set[tuple[int, UUID]] = set()
         self._counts: Counts = Counter()
 
-    def take(self, place: int, row: Record, fact: Fact, delivered: list[tuple[int, float]]) -> None:
+    def take(self, place: int, row: Record, fact: Fact, event_id: UUID, delivered: list[tuple[int, float]]) -> None:
         """Decide one report on what the ones before it have left."""
         id_, report = row["id"], fact.report
         state = self._states.get(id_) or State(
@@ -471,7 +487,7 @@ class _Writing:
             self._touched[id_] = (fact.account_id, report.provider_id)
             human, machine = self._bits.get(id_, (0, 0))
             self._bits[id_] = (human | decision.engagement, machine | decision.machine_engagement)
-        self._event(place, row, fact, decision)
+        self._event(place, row, fact, event_id, decision)
         dimension = _dimension(row, fact.account_id)
         for kind in decision.counts:
             self._counts[dimension, kind] += 1
@@ -479,9 +495,8 @@ class _Writing:
         if decision.status is Status.delivered and row["sent_at"] is not None and fact.account_id is not None:
             delivered.append((fact.account_id, max(0.0, (row["now"] - row["sent_at"]).total_seconds())))
 
-    def _event(self, place: int, row: Record, fact: Fact, decision: Decision) -> None:
+    def _event(self, place: int, row: Record, fact: Fact, event_id: UUID, decision: Decision) -> None:
         assert decision.event is not None
-        event_id = to_event_id(row["id"], to_mark(fact))
         self._events.setdefault(
             event_id,
             (
@@ -558,19 +573,10 @@ def _to_detail(report: Report) -> str | None:
         detail["at"] = report.at
     if report.url is not None:
         detail["url"] = report.url
-    text = _to_json(detail)
+    text = to_json(detail)
     if len(text) > DETAIL_MAX:
-        text = _to_json({**detail, "receipt": {"cut": text[: DETAIL_MAX // 2]}})
+        text = to_json({**detail, "receipt": {"cut": text[: DETAIL_MAX // 2]}})
     return text if detail else None
-
-
-def _to_json(value: object) -> str:
-    # PostgreSQL's json knows no U+0000, and evidence is a vendor's: anything may be in it.
-    return msgspec.json.encode(value).replace(b"\\u0000", b"\\ufffd").decode()
-
-
-def _storable(text: str) -> str:
-    return text.replace("\0", "\ufffd")
 
 
 def _inbound_mark(account_id: int, message: Inbound) -> bytes:

@@ -20,14 +20,17 @@ ON CONFLICT DO NOTHING;
 -- name: take_early_receipts
 DELETE FROM early_receipt e USING unnest($1::int[], $2::text[], $3::int[]) AS x (account_id, provider_id, project_id)
 WHERE e.account_id = x.account_id AND e.provider_id = x.provider_id AND e.project_id = x.project_id
+  AND e.account_id = ANY ($1) AND e.provider_id = ANY ($2)  -- see lock_cancelled
 RETURNING e.account_id, e.provider_id, e.project_id, e.report::text AS report, e.created_at;
 
 -- name: lock_reported
 -- The deliveries that receipts are about, each with whether the account that reports ($3; NULL: we saw it ourselves) has
--- had a part in it: an attempt that was settled, or the one that is under way.
+-- had a part in it: an attempt that was settled, or the one that is under way; and whether the very event ($7) is there.
 SELECT x.ord, d.id, d.project_id, d.notification_id, d.channel, d.status, d.reason, d.attempts, d.engagement,
        d.machine_engagement, d.account_id, d.address, d.template_version_id, d.locale, d.variant, d.provider_id, d.sent_at,
-       n.type_version_id, n.user_id, n.test, coalesce(t.category_key, '') AS category, n.options::text AS options,
+       n.type_version_id, n.user_id, n.test, n.options::text AS options,
+       coalesce((SELECT t.category_key FROM type_version t
+                 WHERE t.project_id = n.project_id AND t.id = n.type_version_id), '') AS category,
        coalesce($6::timestamptz, now()) AS now,
        x.account_id IS NULL OR d.account_id = x.account_id
        OR x.account_id = (SELECT j.account_id FROM job j WHERE j.id = d.id)  -- EXISTS might be hashed: all of the queue read
@@ -35,15 +38,16 @@ SELECT x.ord, d.id, d.project_id, d.notification_id, d.channel, d.status, d.reas
            SELECT 1 FROM event e
            WHERE e.project_id = d.project_id AND e.delivery_id = d.id AND e.account_id = x.account_id
              AND e.id >= (overlay(d.id::text placing '0000-000000000000' from 20))::uuid
-             AND e.id <= (overlay(d.id::text placing 'ffff-ffffffffffff' from 20))::uuid) AS concerned
-FROM unnest($1::uuid[], $2::int[], $3::int[]) WITH ORDINALITY AS x (id, project_id, account_id, ord)
+             AND e.id <= (overlay(d.id::text placing 'ffff-ffffffffffff' from 20))::uuid) AS concerned,
+       (SELECT true FROM event e
+        WHERE e.project_id = x.project_id AND e.id = x.event_id AND e.id >= $4 AND e.id <= $5) IS TRUE AS recorded
+FROM unnest($1::uuid[], $2::int[], $3::int[], $7::uuid[]) WITH ORDINALITY AS x (id, project_id, account_id, event_id, ord)
 CROSS JOIN LATERAL (  -- OFFSET 0: see load_deliveries
     SELECT * FROM delivery d
     WHERE d.project_id = x.project_id AND d.id = x.id AND d.id >= $4 AND d.id <= $5 FOR UPDATE OFFSET 0) d
 CROSS JOIN LATERAL (
     SELECT * FROM notification n
     WHERE n.project_id = x.project_id AND n.id = d.notification_id AND n.id >= $4 AND n.id <= $5 OFFSET 0) n
-LEFT JOIN type_version t ON t.project_id = n.project_id AND t.id = n.type_version_id
 ORDER BY x.ord;
 
 -- name: update_reported
@@ -76,7 +80,8 @@ RETURNING id;
 -- START takes back what STOP said to the same sender, and nothing else.
 DELETE FROM suppression s USING unnest($1::int[], $2::smallint[], $3::text[], $4::text[])
     AS x (project_id, channel, address, stream)
-WHERE s.project_id = x.project_id AND s.channel = x.channel AND s.address = x.address AND s.stream = x.stream;
+WHERE s.project_id = x.project_id AND s.channel = x.channel AND s.address = x.address AND s.stream = x.stream
+  AND s.project_id = ANY ($1) AND s.address = ANY ($3);  -- see lock_cancelled
 
 -- name: forget_early
 -- any project: housekeeping

@@ -188,8 +188,8 @@ class Sender:
         task.add_done_callback(self._retired.discard)
 
     async def prune(self) -> None:
-        """Close the providers of accounts that were removed or switched off; now and then."""
-        for account, _ in list(self._providers.values()):
+        """Forget accounts that were removed or switched off, and close their providers; now and then."""
+        for account in {a.id: a for a, _ in (*self._limits.values(), *self._providers.values())}.values():
             if await self._account(account.project_id, account.id) is None:
                 self._limits.pop(account.id, None)
                 if (gone := self._providers.pop(account.id, None)) is not None:
@@ -368,7 +368,9 @@ class Sender:
         self._settler.observe_attempt(account, result, self._clock.monotonic() - began)
         failed = _speaks_against_account(result, per_address=provider.spec.per_address)
         pause = _pause(result)
-        self.pulse.observe_answer(account.id, failed=failed, throttled_for=pause)
+        # Where each address is a server of its own, one that throttles teaches nothing about the others.
+        throttled_for = None if provider.spec.per_address else pause
+        self.pulse.observe_answer(account.id, failed=failed, throttled_for=throttled_for)
         return Outcome(
             self._settle(job, prepared, result, spec=provider.spec, message=message),
             account_failed=failed,

@@ -27,11 +27,12 @@ from tidings.engine.checkpoint import Checkpoint, no_checkpoint
 from tidings.engine.jobs import Job, Retry
 from tidings.flow import effects, inbox
 from tidings.flow.endpoints import Endpoints, Sighting
+from tidings.flow.evidence import to_ref
 from tidings.flow.hooks import apply_expired_messages
 from tidings.flow.jobs import HOOK
 from tidings.flow.load import Delivery, load_deliveries
 from tidings.flow.measure import Counts, Dimension, Meter
-from tidings.flow.receipts import link_sent
+from tidings.flow.receipts import link_sent, record_early
 from tidings.model.messages import (
     Deferred,
     InApp,
@@ -196,7 +197,8 @@ def decide_settlement(
         case Ended(status=status, reason=reason, detail=detail):
             evidence = _to_json({"detail": detail}) if detail else None
             return end(status, reason, EventKind(int(status)), attempted=False, evidence=evidence)
-        case Sent(provider_id=provider_id):
+        case Sent():
+            provider_id = to_ref(what.provider_id)
             status = Status.delivered if confirms else Status.sent
             item = message.content if message is not None and isinstance(message.content, InApp) else None
             return end(
@@ -321,11 +323,19 @@ class Settler:
         await self._meter.intern(_dimension(s) for s in batch if s.event is not None)
 
         async def work(conn: Connection) -> list[Settlement]:
-            written = await self.write(conn, batch)
-            await self._checkpoint("settle.commit")
-            return written
+            try:
+                written = await self.write(conn, batch)
+                await self._checkpoint("settle.commit")
+                return written
+            except BaseException:
+                self._endpoints.forget()  # also when this is only tried again: what it noted was not stored
+                raise
 
-        written = await self._database.transaction(work)
+        try:
+            written = await self._database.transaction(work)
+        except BaseException:
+            self._endpoints.forget()
+            raise
         if self._observe_settled is not None:
             for settlement in written:
                 self._observe_settled(settlement)
@@ -344,6 +354,16 @@ class Settler:
         late = [
             s for s in batch if (s.job.id, s.job.epoch) not in ours and s.delivery is not None and s.event is not None
         ]
+        # Before the deliveries are locked: receipts look up the vendor's ids first as well.
+        met = await link_sent(
+            conn,
+            self._clock,
+            [
+                (s.account_id, s.job.project_id, s.provider_id, s.job.id)
+                for s in (*valid, *late)
+                if s.link and s.account_id is not None and s.provider_id is not None
+            ],
+        )
         moved = await self._move(conn, valid, now)
         events = [(s, s.event) for s in valid if s.event is not None]
         counted = [s for s in valid if s.job.id in moved]
@@ -355,12 +375,7 @@ class Settler:
         await self._meter.apply(conn, _count(counted))
         if sightings := _list_sightings(valid):
             await self._endpoints.apply(conn, sightings, now)
-        if linked := [
-            (s.account_id, s.job.project_id, s.provider_id, s.job.id)
-            for s in (*valid, *late)
-            if s.link and s.account_id is not None and s.provider_id is not None
-        ]:
-            await link_sent(conn, self._meter, self._clock, linked)
+        await record_early(conn, self._meter, self._clock, met)
         return valid
 
     async def apply_expired(self, conn: Connection, jobs: Sequence[Job]) -> Collection[int]:

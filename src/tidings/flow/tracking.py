@@ -37,7 +37,13 @@ TOKEN_MAX: Final = 4_096
 _KINDS: Final = {EventKind.opened: b"o", EventKind.clicked: b"c", EventKind.delivered: b"r"}
 _BY_CODE: Final = {code: kind for kind, code in _KINDS.items()}
 
-_LINK: Final = re.compile(r"""(<a\s(?:[^>"']|"[^"]*"|'[^']*')*?\bhref\s*=\s*)("[^"]*"|'[^']*')""", re.IGNORECASE)
+# Templates and what is put into them may be anything, and a worker serves every project: each character is looked at
+# once. A tag that never ends is still one match, after which the search goes on behind it.
+_TAG: Final = re.compile(r"""<a(?=\s)((?:[^>"']++|"[^"]*+"|'[^']*+')*+)>?""", re.IGNORECASE)
+_HREF: Final = re.compile(
+    r"""(?<![^\s"'/])href\s*+=\s*+("[^"]*+"|'[^']*+')|"[^"]*+"|'[^']*+'""",  # not inside of another attribute's value
+    re.IGNORECASE,
+)
 _UNTRACKED: Final = re.compile(r"\bdata-tidings-track\s*=\s*[\"']?(?:off|false|no)\b", re.IGNORECASE)
 _BODY_END: Final = re.compile(r"</body\s*>", re.IGNORECASE)
 
@@ -125,18 +131,23 @@ def track_email(email: Email, signer: Signer, tracking: Tracking, base: str, pro
     html = source = email.html
     if tracking.clicks:
 
-        def follow(found: re.Match[str]) -> str:
-            before, quoted = found[1], found[2]
-            url = unescape(quoted[1:-1]).strip()
+        def follow(tag: re.Match[str]) -> str:
+            inside = tag[1]
+            link = next((found for found in _HREF.finditer(inside) if found[1] is not None), None)
+            if link is None or not tag[0].endswith(">") or _UNTRACKED.search(inside):
+                return tag[0]
+            url = unescape(link[1][1:-1]).strip()
             if not is_web_page(url) or url.startswith(base + "/"):
-                return found[0]
-            tag_end = source.find(">", found.end())
-            if _UNTRACKED.search(before) or _UNTRACKED.search(source, found.end(), max(tag_end, found.end())):
-                return found[0]
+                return tag[0]
             token = signer.sign(Token(EventKind.clicked, project_id, delivery, url))
-            return f'{before}"{base}/c/{token}"'
+            start = tag.start(1)
+            return (
+                source[tag.start() : start + link.start(1)]
+                + f'"{base}/c/{token}"'
+                + source[start + link.end(1) : tag.end()]
+            )
 
-        html = _LINK.sub(follow, source)
+        html = _TAG.sub(follow, source)
     if tracking.opens:
         token = signer.sign(Token(EventKind.opened, project_id, delivery))
         pixel = f'<img src="{escape(base)}/o/{token}" alt="" width="1" height="1" style="display:none">'

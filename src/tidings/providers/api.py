@@ -19,7 +19,7 @@ from yarl import URL
 
 from tidings.model.messages import Deferred, Rejected, SendResult, Throttled, Uncertain
 from tidings.model.words import Reason
-from tidings.providers.http import HttpAnswer, TargetRefused
+from tidings.providers.http import HttpAnswer, TargetRefused, TransportFailure
 from tidings.providers.port import ProviderSpec, Surroundings
 
 READ_CAP: Final = 64 * 1024
@@ -86,6 +86,26 @@ class VendorApi:
         return await self._http.request(
             method, self._base + path, headers=headers, body=body, timeout=self._timeout, read_cap=read_cap
         )
+
+
+    async def check(self, path: str, *, headers: Mapping[str, str], method: str = "GET") -> str | None:
+        """What is wrong with the account, by a call that only reads: a sentence; None if the vendor knows us."""
+        try:
+            answer = await self.call(path, headers=headers, method=method)
+        except TransportFailure as failure:
+            return str(failure)
+        return to_complaint(answer)
+
+
+def to_complaint(answer: HttpAnswer) -> str | None:
+    """What the answer to a call that only reads says is wrong with the account; None: nothing."""
+    if 200 <= answer.status < 300:
+        return None
+    if answer.status in (401, 403):
+        return f"the vendor does not accept the credentials (HTTP {answer.status})"
+    if answer.status == 404 or 300 <= answer.status < 400:
+        return f"the vendor does not know the account, or the URL is not that of its API (HTTP {answer.status})"
+    return f"the vendor cannot say (HTTP {answer.status})"
 
 
 def decide_by_status(answer: HttpAnswer, now: datetime, detail: str | None = None) -> SendResult:

@@ -3,7 +3,8 @@
 An account holds one Apprise URL, which says the service, the room and the credentials; addresses call it by the
 account's `name` (`apprise:default`). Apprise blocks, so it runs in a few threads of its own. What these threads may do
 is watched where the interpreter does it (PEP 578), whatever a plugin believes to be doing: connect to public addresses
-only (or what the operator opened), read no file but Python's own, start no process. Redirects are not followed.
+only (or what the operator opened), read no file but Python's own, start no process. Redirects are not followed, long
+answers not read, and who has not answered in time is hung up on: else they would keep the thread, and fill the memory.
 
 Apprise says yes or no. What else can be known is taken from what went on meanwhile: whether anything left this machine,
 and the HTTP status that its plugins log.
@@ -14,8 +15,12 @@ This room knows Apprise; Apprise knows the services. It is imported when the fir
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import http.client
+import io
 import logging
 import re
+import socket
 import sys
 import threading
 from collections.abc import Mapping
@@ -36,6 +41,8 @@ from tidings.providers.port import Capability, Config, ProviderSpec, Surrounding
 
 THREADS: Final = 4
 """For each account: so many messages are sent at a time."""
+READ_CAP: Final = 128 * 1024
+"""Octets of an answer, its header and all; compressed, it may become a thousand times as long."""
 SCHEMES: Final = frozenset(
     """
     46elks apprise apprises atalk azure bark barks betterstack bluesky brevo bsky bulksms bulkvs burstsms chanify
@@ -115,19 +122,20 @@ class AppriseProvider:
         assert isinstance(message.content, Chat)
         if split_scheme(message.to)[1] != self._config.name:
             return Rejected(Reason.no_account, "the account has another name")
-        work = self._threads.submit(self._notify, message.content)
+        watch = _Watch(self._guard)
+        work = self._threads.submit(self._notify, message.content, watch)
         try:
             async with asyncio.timeout(self._timeout):
                 return await asyncio.wrap_future(work)
         except TimeoutError:
             if work.cancelled():
                 return Deferred(Reason.throttled, detail="all threads of the account are busy")
+            watch.end()
             return Uncertain(f"no answer within {self._timeout:g} s")
 
-    def _notify(self, content: Chat) -> SendResult:
+    def _notify(self, content: Chat, watch: _Watch) -> SendResult:
         """One message, in one of our threads."""
         install_watch()
-        watch = _Watch(self._guard)
         _here.watch = watch
         try:
             plugin = self._plugin()
@@ -216,6 +224,15 @@ class _Watch:
         """A request has begun to leave."""
         self.status: int | None = None
         """The last HTTP status that a plugin did not like."""
+        self._sockets: list[socket.socket] = []
+        self._over = False
+
+    def end(self) -> None:
+        """Break off what is under way, from another thread: nobody waits for it any more."""
+        self._over = True
+        for connection in self._sockets:
+            with contextlib.suppress(OSError):  # it has ended already
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)  # beneath TLS, which another thread is reading
 
     def see(self, event: str, args: tuple[Any, ...]) -> None:
         """Called by the interpreter before it does something. https://docs.python.org/3/library/audit_events.html
@@ -224,7 +241,7 @@ class _Watch:
             _Refused: it must not be done.
         """
         if event == "http.client.send":
-            self.sent = True
+            self._see_request(args[0])
         elif event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
             self._see_target(args[1])
         elif event == "open":
@@ -232,7 +249,17 @@ class _Watch:
         elif event in _FORBIDDEN:
             self._refuse("the service's plugin may not start processes")
 
+    def _see_request(self, connection: http.client.HTTPConnection) -> None:
+        self.sent = True
+        connection.response_class = _ShortResponse
+        if connection.sock is not None and connection.sock not in self._sockets:
+            self._sockets.append(connection.sock)
+        if self._over:
+            self._refuse("the time is over")
+
     def _see_target(self, target: Any) -> None:
+        if self._over:
+            self._refuse("the time is over")
         if target is None:  # of a connected socket: was looked at before
             return
         # A path (a Unix socket) is no address; neither is a name, which nobody has resolved.
@@ -250,6 +277,35 @@ class _Watch:
     def _refuse(self, why: str) -> None:
         self.refused = why
         raise _Refused(why)
+
+
+class _ShortResponse(http.client.HTTPResponse):
+    """An answer whose connection gives no more than `READ_CAP` octets, however they are asked for."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.fp = io.BufferedReader(_Capped(self.fp))
+
+
+class _Capped(io.RawIOBase):
+    def __init__(self, stream: io.BufferedIOBase) -> None:
+        self._stream = stream
+        self._left = READ_CAP
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not self._left:
+            raise OSError("the answer is too long")
+        view = memoryview(buffer)[: self._left]
+        count = self._stream.readinto1(view)
+        self._left -= count
+        return count
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
 
 
 _FORBIDDEN: Final = frozenset(

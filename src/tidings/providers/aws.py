@@ -29,9 +29,11 @@ from yarl import URL
 
 from tidings.model.messages import Deferred, Rejected, SendResult, Throttled
 from tidings.model.words import Reason
-from tidings.providers.api import DETAIL_MAX, BaseUrl, VendorApi, parse_retry_after
+from tidings.providers.api import DETAIL_MAX, BaseUrl, VendorApi, parse_retry_after, to_complaint
 from tidings.providers.http import HttpAnswer, HttpTransport, TransportFailure
-from tidings.providers.port import Config, ProviderSpec, ReceiptRefused, Surroundings
+from tidings.providers.port import CannotCheck, Config, ProviderSpec, ReceiptRefused, Surroundings
+
+_NOT_PERMITTED: Final = re.compile(rb"\bAccessDenied|\bAuthorizationError\b")
 
 # --- accounts ---------------------------------------------------------------------------------------------------------
 
@@ -74,8 +76,8 @@ class AwsApi:
         self._key = ("", b"")
         """A day and the signing key that is derived for it."""
 
-    async def call(self, path: str, content_type: str, body: bytes) -> HttpAnswer:
-        """POST the body, signed at this moment.
+    async def call(self, path: str, content_type: str, body: bytes, *, method: str = "POST") -> HttpAnswer:
+        """Send the body, signed at this moment.
 
         Raises:
             TransportFailure: no complete answer came.
@@ -84,14 +86,29 @@ class AwsApi:
         headers = {"content-type": content_type, "host": self._host, "x-amz-date": at}
         if self._token is not None:
             headers["x-amz-security-token"] = self._token
-        signed, request = render_canonical_request("POST", self._path + path, "", headers.items(), body)
+        signed, request = render_canonical_request(method, self._path + path, "", headers.items(), body)
         day = at[:8]
         if self._key[0] != day:
             self._key = (day, derive_key(self._config.secret_access_key.get_secret_value(), day, *self._scope))
         scope = "/".join((day, *self._scope, "aws4_request"))
         signature = sign(self._key[1], render_string_to_sign(at, scope, request))
         headers["authorization"] = render_authorization(self._config.access_key_id, scope, signed, signature)
-        return await self._api.call(path, headers=headers, body=body)
+        return await self._api.call(path, headers=headers, body=body or None, method=method)
+
+    async def check(self, path: str, content_type: str, body: bytes, *, method: str) -> str | None:
+        """What is wrong with the account, by a call that only reads.
+
+        Raises:
+            CannotCheck: Amazon knows the credentials, and they may not make this call.
+        """
+        try:
+            answer = await self.call(path, content_type, body, method=method)
+        except TransportFailure as failure:
+            return str(failure)
+        said = (answer.headers.get("x-amzn-ErrorType") or "").encode() + answer.body
+        if answer.status == 403 and _NOT_PERMITTED.search(said):
+            raise CannotCheck("Amazon knows the credentials; what they may do, it does not tell them")
+        return to_complaint(answer)
 
 
 # --- Signature Version 4 ----------------------------------------------------------------------------------------------
@@ -224,8 +241,14 @@ def decide_by_code(code: str, answer: HttpAnswer, now: datetime, said: str) -> S
     return None
 
 
+_ECHOES: Final = frozenset({"InvalidSignatureException", "SignatureDoesNotMatch", "IncompleteSignature"})
+"""Errors whose words repeat the request that was signed, a session token included."""
+
+
 def to_evidence(answer: HttpAnswer, code: str, text: str) -> str:
     """Status, code and words of an error, short."""
+    if code in _ECHOES:
+        text = text.partition("\n")[0][:200].partition("Authorization")[0]
     return f"HTTP {answer.status} {code}: {text}"[:DETAIL_MAX]
 
 

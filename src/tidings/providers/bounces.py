@@ -33,6 +33,8 @@ MAX_MAIL: Final = 1_048_576
 
 _MAX_RECIPIENTS: Final = 100
 _TEXT_MAX: Final = 65_536
+_BLOCK_MAX: Final = 8_192
+"""Characters that are looked at of what is said about one recipient."""
 _DIAGNOSTIC_MAX: Final = 500
 _FIELD_MAX: Final = 4_096
 _DEPTH_MAX: Final = 20
@@ -107,6 +109,9 @@ def parse_bounce(raw: bytes) -> Returned | None:
     raw = raw[:MAX_MAIL]
     if raw.startswith(b"From "):  # a line of the mbox format
         raw = raw.partition(b"\n")[2]
+    if len(_BOUNDARY.findall(raw)) > _MULTIPARTS_MAX:
+        return None
+    raw = _LONG_TYPE.sub(rb"\1", raw)
     try:
         mail = message_from_bytes(raw)
     except RecursionError:  # a thousand parts in one another
@@ -182,6 +187,8 @@ def _read_delivery_status(parts: list[Entity]) -> _Found | None:
     before: dict[str, str] = {}
     for block in blocks:
         if _RECIPIENT_FIELDS & block.keys():
+            if len(recipients) == _MAX_RECIPIENTS:
+                break
             recipients.append({**before, **block})
             before = {}
         elif (
@@ -189,14 +196,20 @@ def _read_delivery_status(parts: list[Entity]) -> _Found | None:
             and "reporting-mta" not in block
             and not ({"action", "status"} & block.keys() & recipients[-1].keys())
         ):
-            recipients[-1] = {**block, **recipients[-1]}
+            _fill(recipients[-1], block)
         elif {"action", "status", "diagnostic-code"} & block.keys():
             before = block
-        of_mail = {**block, **of_mail}
+        _fill(of_mail, block)
     words = "" if all(fields.get("diagnostic-code") for fields in recipients) else _report_text(parts)
     found = (_to_bounce(fields, words) for fields in recipients)
     bounces = {(bounce.recipient, bounce.action, bounce.status): bounce for bounce in found}
     return "delivery-status", list(bounces.values()), of_mail, {}
+
+
+def _fill(fields: dict[str, str], more: dict[str, str]) -> None:
+    """In place: a report of a hundred thousand blocks must not be copied for each of them."""
+    for name, value in more.items():
+        fields.setdefault(name, value)
 
 
 _RECIPIENT_FIELDS: Final = {"final-recipient", "original-recipient", "x-actual-recipient"}
@@ -221,7 +234,8 @@ def _to_bounce(fields: dict[str, str], words: str) -> Bounce:
         action = _ACTION_BY_CLASS.get(code[:1] or (reply[1][0] if reply else "5"), "failed")
     kind = _KINDS.get(action)
     if not said and words:
-        said = " ".join(words[max(words.find(final), 0) :].split())[:_DIAGNOSTIC_MAX]
+        at = max(words.find(final), 0)
+        said = " ".join(words[at : at + _BLOCK_MAX].split())[:_DIAGNOSTIC_MAX]
     return Bounce(
         kind=kind,
         recipient=recipient,
@@ -270,7 +284,8 @@ _DELIVERED: Final = re.compile(
 
 def _read_text(mail: Entity, parts: list[Entity]) -> _Found | None:
     sender, subject = _text_of(mail.get("from", "")), _text_of(mail.get("subject", ""))
-    failed = _find_addresses(_text_of(value) for value in mail.get_all("x-failed-recipients", []))
+    named = _find_addresses(_text_of(value) for value in mail.get_all("x-failed-recipients", []))
+    failed = list(dict.fromkeys(named))[:_MAX_RECIPIENTS]
     by_system = bool(_DAEMON.search(sender)) or _text_of(mail.get("return-path", "")).strip() == "<>" or not sender
     if not failed and (not (by_system or _SUBJECT.search(subject)) or _REPLY_BY_PERSON.search(subject)):
         return None
@@ -281,7 +296,8 @@ def _read_text(mail: Entity, parts: list[Entity]) -> _Found | None:
         blocks = [(address, text) for address in to]
     elif not blocks:
         blocks = [("", text)]
-    bounces = [_judge(address, block, f"{subject}\n{text}") for address, block in blocks]
+    whole = _Whole(f"{subject}\n{text}")
+    bounces = [_judge(address, block, whole) for address, block in blocks[:_MAX_RECIPIENTS]]
     known = [bounce for bounce in bounces if bounce is not None]
     return ("text", known, {}, headers) if known else None
 
@@ -296,20 +312,31 @@ def _report_text(parts: list[Entity]) -> str:
     return "\n".join(texts)[:_TEXT_MAX].replace("\r\n", "\n")
 
 
-def _judge(recipient: str, block: str, whole: str) -> Bounce | None:
+class _Whole:
+    """Subject and text of one mail; what is asked of them is the same for every recipient, and found once."""
+
+    def __init__(self, text: str) -> None:
+        self.text = " ".join(text.split())
+        self.status = STATUS.search(self.text)
+        self.reply = REPLY.search(self.text)
+        self.delivered = bool(_DELIVERED.search(self.text))
+        self.delayed = bool(_DELAY.search(self.text))
+        self.bounce = bool(_SUBJECT.search(text))
+
+
+def _judge(recipient: str, block: str, whole: _Whole) -> Bounce | None:
     """None: the words say nothing of a failure."""
-    said = " ".join(block.split())
-    everything = " ".join(whole.split())
+    said = " ".join(block[:_BLOCK_MAX].split())
     status, reply = STATUS.search(said), REPLY.search(said)
     if status is None and reply is None and decide_reason("", said) is Reason.rejected:
-        said, status, reply = everything, STATUS.search(everything), REPLY.search(everything)
+        said, status, reply = whole.text, whole.status, whole.reply
     code = status[1] if status else ""
     reason = decide_reason(code, said)
-    if _DELIVERED.search(everything) and not (status and code[0] != "2") and reply is None:
+    if whole.delivered and not (status and code[0] != "2") and reply is None:
         return Bounce(EventKind.delivered, recipient, "delivered", code)
-    if reason is Reason.rejected and not code and reply is None and not _SUBJECT.search(whole):
+    if reason is Reason.rejected and not code and reply is None and not whole.bounce:
         return None
-    kind = EventKind.retrying if _DELAY.search(everything) and not code.startswith("5") else EventKind.failed
+    kind = EventKind.retrying if whole.delayed and not code.startswith("5") else EventKind.failed
     at = max(said.find(recipient), 0) if recipient else 0
     return Bounce(
         kind,
@@ -339,6 +366,7 @@ def _split_by_recipient(text: str, failed: list[str], ours: set[str]) -> list[tu
     """Each recipient with the lines that are about it: from its first mention to where another one is named."""
     lines = text.split("\n")
     starts: dict[str, int] = {}
+    seen: set[str] = set()
     marks: list[tuple[int, str]] = []
     for pattern in (_ADDRESS,) if failed else (_AT_LINE_START, _AFTER_WORDS, _ADDRESS):
         for number, line in enumerate(lines):
@@ -350,7 +378,8 @@ def _split_by_recipient(text: str, failed: list[str], ours: set[str]) -> list[tu
                 if not failed and (address in ours or elsewhere):
                     continue
                 marks.append((number, address.lower()))
-                if address.lower() not in (known.lower() for known in starts) and len(starts) < _MAX_RECIPIENTS:
+                if address.lower() not in seen and len(starts) < _MAX_RECIPIENTS:
+                    seen.add(address.lower())
                     starts[address] = number
         if starts:
             break
@@ -409,6 +438,14 @@ def _cut_original(text: str) -> tuple[str, dict[str, str]]:
         start = max(end, start + 1)
     return text, {}
 
+
+# The parser takes time by the square of parts in one another and of parameters of a type; no real mail has as many.
+_MULTIPARTS_MAX: Final = 50
+_BOUNDARY: Final = re.compile(rb"boundary\*?0?\*?\s?=", re.IGNORECASE)
+_LONG_TYPE: Final = re.compile(
+    rb"^(content-(?:type|disposition):(?:[^\r\n]|\r?\n[ \t]){2000})(?:[^\r\n]|\r?\n[ \t])++",
+    re.IGNORECASE | re.MULTILINE,
+)
 
 # --- MIME -------------------------------------------------------------------------------------------------------------
 

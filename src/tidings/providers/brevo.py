@@ -150,6 +150,10 @@ class BrevoProvider:
             return to_result(failure)
         return decide_result(answer, self._clock.now())
 
+    async def check(self) -> str | None:
+        """Asks for the account (https://developers.brevo.com/reference/get-account)."""
+        return await self._api.check("/v3/account", headers=self._headers)
+
     async def receive(self, request: RawRequest, now: datetime) -> Receipts:
         """What one event says, or a batch of them. That the address was the right one has been checked before."""
         try:

@@ -471,6 +471,14 @@ class FcmProvider:
             return Uncertain(detail) if handed_over else Deferred(Reason.connect_failed, detail=detail)
         return decide_result(answer, self._clock.now())
 
+    async def check(self) -> str | None:
+        """Fetches an access token from Google; a token is not given for a key that was taken back."""
+        try:
+            await self._token.get()
+        except _NoToken as no:
+            return getattr(no.result, "detail", None) or "no access token"
+        return None
+
     async def _call(self, access: str, body: bytes) -> HttpAnswer:
         headers = {"Authorization": f"Bearer {access}", "Content-Type": "application/json"}
         return await self._api.call(self._path, headers=headers, body=body)

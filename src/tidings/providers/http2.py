@@ -30,6 +30,7 @@ from h2.events import (
     WindowUpdated,
 )
 from h2.exceptions import H2Error
+from h2.settings import SettingCodes, Settings
 from hpack import NeverIndexedHeaderTuple
 from hyperframe.frame import Frame, GoAwayFrame
 from multidict import CIMultiDict
@@ -41,6 +42,8 @@ from tidings.providers.http import BrokenAnswer, HttpAnswer, TimedOut
 STREAMS_MAX: Final = 250
 """Requests that one connection has open at most, whatever the server allows: `h2` walks all open streams for every new
 one."""
+_UNREAD_MAX: Final = 16 * 1024 * 1024
+"""Octets that may wait for a server that does not read them: more than all streams with the largest bodies."""
 _LAST_STREAM: Final = 2**31 - 2 * STREAMS_MAX
 """Stream ids are not used twice, so a connection is given up before it runs out of them."""
 
@@ -105,6 +108,14 @@ class _Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._h2 = _Protocol(
             H2Configuration(client_side=True, validate_outbound_headers=False, normalize_outbound_headers=False)
+        )
+        # The server may send nothing that was not asked for.
+        self._h2.local_settings = Settings(
+            client=True,
+            initial_values={
+                SettingCodes.ENABLE_PUSH: 0,
+                SettingCodes.MAX_HEADER_LIST_SIZE: H2Connection.DEFAULT_MAX_HEADER_LIST_SIZE,
+            },
         )
         self._transport: asyncio.Transport | None = None
         self._limit = 0
@@ -204,6 +215,10 @@ class _Connection(asyncio.Protocol):
             return
         if data := self._h2.data_to_send():
             self._transport.write(data)
+            if self._transport.get_write_buffer_size() > _UNREAD_MAX:
+                # It asks and asks and does not read what we answer.
+                self.fail("the server does not read")
+                return
         for stream in self._unsent:
             stream.sent = True
         self._unsent.clear()

@@ -8,7 +8,7 @@ The delivery's public id and the metadata travel as `v:` variables; Mailgun give
 shows them to whoever reads the mail's source (`X-Mailgun-Variables`). It does not drop a second send with the same.
 
 The signature covers a time and a random token, **not the event beside them**: whoever has seen one callback can make
-up others until its time is too old. Nothing on our side can mend that; the callback's address has to stay unknown.
+up others until its time is too old. So the callback's address holds a secret as well.
 
 This room knows Mailgun; it knows no account row and no retry policy.
 """
@@ -128,7 +128,7 @@ class MailgunProvider:
         confirms_delivery=False,
         timeout=timedelta(seconds=20),
         docs="https://documentation.mailgun.com/docs/mailgun/api-reference/send/mailgun/messages",
-        receipts=ReceiptAuth.signature,
+        receipts=ReceiptAuth.hidden_path,  # and signed, which is not enough: see above
         echoes_key=True,
         reports=frozenset(
             {
@@ -152,7 +152,9 @@ class MailgunProvider:
         self._api = VendorApi(config.base_url, surroundings, self.spec)
         self._clock = surroundings.clock
         self._from_address = config.from_address
-        self._path = f"/v3/{quote(config.domain, safe='')}/messages"
+        domain = quote(config.domain, safe="")
+        self._path = f"/v3/{domain}/messages"
+        self._domain_path = f"/v3/domains/{domain}"
         credentials = f"api:{config.api_key.get_secret_value()}".encode()
         self._authorization = f"Basic {base64.b64encode(credentials).decode('ascii')}"
         key = config.webhook_signing_key
@@ -175,6 +177,11 @@ class MailgunProvider:
         except TransportFailure as failure:
             return to_result(failure)
         return decide_result(answer, self._clock.now())
+
+    async def check(self) -> str | None:
+        """Asks for the domain (https://documentation.mailgun.com/docs/mailgun/api-reference/send/mailgun/domains)."""
+        complaint = await self._api.check(self._domain_path, headers={"Authorization": self._authorization})
+        return complaint and f"{complaint}; a key that may only send cannot be checked"
 
     async def receive(self, request: RawRequest, now: datetime) -> Receipts:
         try:

@@ -209,6 +209,10 @@ class ReceiptMalformed(ProviderError):
     """The callback is signed, but says nothing that is understood."""
 
 
+class CannotCheck(ProviderError):
+    """The vendor does not say whether it knows the account without sending something; the reason in a sentence."""
+
+
 @runtime_checkable
 class Provider(Protocol):
     """One vendor on one channel, configured as one account."""
@@ -228,11 +232,16 @@ class Provider(Protocol):
     async def receive(self, request: RawRequest, now: datetime) -> Receipts:
         """What a callback says. The signature is checked on the raw bytes before anything else is looked at.
 
-        A provider without receipts (`spec.receipts` None) need not have this; nor need it have the other optional one,
+        A provider without receipts (`spec.receipts` None) need not have this; nor need it have the other optional ones,
 
             def listen(self, handle: Callable[[Receipts], Awaitable[None]]) -> None
 
-        by which a worker tells a provider whose vendor pushes receipts over its own connection where to put them.
+        by which a worker tells a provider whose vendor pushes receipts over its own connection where to put them, and
+
+            async def check(self) -> str | None
+
+        which asks the vendor whether it knows the account, without sending anything: None if so, else what is wrong, in
+        a sentence without credentials; `CannotCheck` where credentials that may send may not ask.
 
         Raises:
             ReceiptRefused: no signature, a wrong one, one too old, or the account lacks the key to check it.

@@ -153,6 +153,10 @@ class PostmarkProvider:
             return to_result(failure)
         return decide_result(answer, parts.to, self._clock.now())
 
+    async def check(self) -> str | None:
+        """Asks for the server that the token is of (https://postmarkapp.com/developer/api/server-api)."""
+        return await self._api.check("/server", headers=self._headers)
+
     async def receive(self, request: RawRequest, now: datetime) -> Receipts:
         try:
             event = msgspec.json.decode(request.body)

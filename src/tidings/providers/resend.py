@@ -32,6 +32,7 @@ from tidings.providers.api import (
     parse_body,
     parse_retry_after,
     to_bad_answer,
+    to_complaint,
 )
 from tidings.providers.http import HttpAnswer, TransportFailure, to_result
 from tidings.providers.mail_api import (
@@ -162,6 +163,17 @@ class ResendProvider:
         except TransportFailure as failure:
             return to_result(failure)
         return decide_result(answer, self._clock.now())
+
+    async def check(self) -> str | None:
+        """Asks for the domains (https://resend.com/docs/api-reference/domains/list-domains)."""
+        try:
+            answer = await self._api.call("/domains", headers=self._headers, method="GET")
+        except TransportFailure as failure:
+            return str(failure)
+        match parse_body(answer):
+            case {"name": "restricted_api_key"}:
+                return None  # Resend knows the key: it is one that may only send
+        return to_complaint(answer)
 
     async def receive(self, request: RawRequest, now: datetime) -> Receipts:
         """What one event says. Signatures older than five minutes are refused; Svix signs its repetitions anew."""

@@ -124,6 +124,8 @@ def choose_sender(senders: Sequence[SenderConfig], message: Message) -> SenderCo
     """
     content = message.content
     assert isinstance(content, Sms)
+    if len(senders) == 1 and content.sender is None and _reaches_everybody(senders[0], has_media=bool(content.media)):
+        return _respect_stop(senders[0], message)  # the common case, without finding out whose number it is
     country = find_country(message.to)
     able = [s for s in senders if _reaches(s, country, has_media=bool(content.media))]
     if content.sender is not None:
@@ -145,9 +147,20 @@ def choose_sender(senders: Sequence[SenderConfig], message: Message) -> SenderCo
         best = max(ranks)
         equals = [s for s, rank in zip(fitting, ranks, strict=True) if rank == best]
         chosen = equals[0] if len(equals) == 1 else max(equals, key=lambda s: _draw(s, message.to))
+    return _respect_stop(chosen, message)
+
+
+def _respect_stop(chosen: SenderConfig, message: Message) -> SenderConfig | Rejected:
     if message.barred and _to_normal(chosen.id) in {_to_normal(sender) for sender in message.barred}:
         return Rejected(Reason.opted_out, "the recipient answered STOP to the sender of this message")
     return chosen
+
+
+def _reaches_everybody(sender: SenderConfig, *, has_media: bool) -> bool:
+    restricted = sender.countries or sender.categories or not sender.weight
+    return (
+        not restricted and sender.kind is not SenderKind.alphanumeric and (not has_media or sender.kind in _MEDIA_KINDS)
+    )
 
 
 def _reaches(sender: SenderConfig, country: str | None, *, has_media: bool) -> bool:

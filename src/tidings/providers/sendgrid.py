@@ -187,6 +187,10 @@ class SendGridProvider:
             return to_result(failure)
         return decide_result(answer, self._clock.now())
 
+    async def check(self) -> str | None:
+        """Asks what the key may do (https://www.twilio.com/docs/sendgrid/api-reference/api-key-permissions)."""
+        return await self._api.check("/v3/scopes", headers=self._headers)
+
     async def receive(self, request: RawRequest, now: datetime) -> Receipts:
         self._verify(request, now)
         try:

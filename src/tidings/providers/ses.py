@@ -190,6 +190,10 @@ class SesProvider:
             eight_bit=False,
         )
 
+    async def check(self) -> str | None:
+        """Asks for the account's state (https://docs.aws.amazon.com/ses/latest/APIReference-V2/API_GetAccount.html)."""
+        return await self._api.check("/v2/email/account", "application/json", b"", method="GET")
+
     async def receive(self, request: RawRequest, now: datetime) -> Receipts:
         """What a notification of the account's topic says.
 
@@ -303,7 +307,7 @@ def decide_result(answer: HttpAnswer, now: datetime) -> SendResult:
         return Rejected(Reason.too_large, evidence)
     if (reason := _ERRORS.get(code)) is not None:
         return Rejected(reason, evidence)
-    return decide_by_code(code, answer, now, evidence) or decide_by_status(answer, now, text or None)
+    return decide_by_code(code, answer, now, evidence) or decide_by_status(answer, now, evidence or None)
 
 
 # --- receipts ---------------------------------------------------------------------------------------------------------

@@ -224,6 +224,7 @@ class SmtpProvider:
         docs="https://www.rfc-editor.org/rfc/rfc5321",
         # Any mail system may hand over a mail, and none signs it in a way that proves anything: the path is the secret.
         receipts=ReceiptAuth.hidden_path,
+        echoes_key=True,  # in the return path, the envelope's id and the Message-ID; what names none is not ours
         reports=frozenset(
             {EventKind.sent, EventKind.delivered, EventKind.failed, EventKind.retrying}
             | {EventKind.complained, EventKind.unsubscribed}
@@ -320,6 +321,19 @@ class SmtpProvider:
             # What aiosmtplib wraps says more than its own words.
             return Deferred(Reason.connect_failed, detail=to_sentence(failure.__cause__ or failure))
         return Sent(message_id, result.detail) if isinstance(result, Sent) else result
+
+    async def check(self) -> str | None:
+        """Connects, says EHLO, begins TLS and logs in, as far as the account asks for them, and leaves."""
+        try:
+            connection = await self._open()
+        except TransportFailure as failure:
+            return str(failure)
+        except aiosmtplib.SMTPResponseException as no:
+            return f"the server says {no.code}"  # its words may repeat what it was told
+        except (aiosmtplib.SMTPException, OSError) as failure:
+            return to_sentence(failure.__cause__ or failure)
+        connection.close()
+        return None
 
     async def receive(self, request: RawRequest, now: datetime) -> Receipts:
         """One mail that came back, as `message/rfc822`. Whoever knows the path is believed to be our own mail system;

@@ -99,6 +99,10 @@ class SnsProvider:
             return to_result(failure)
         return decide_result(answer, self._clock.now())
 
+    async def check(self) -> str | None:
+        """Asks for the settings of text messages (https://docs.aws.amazon.com/sns/latest/api/API_GetSMSAttributes.html)."""
+        return await self._api.check("/", _FORM, b"Action=GetSMSAttributes&Version=2010-03-31", method="POST")
+
     async def close(self) -> None:
         """The connections belong to the transport, which all accounts share."""
 
@@ -168,4 +172,4 @@ def decide_result(answer: HttpAnswer, now: datetime) -> SendResult:
             return Rejected(Reason.invalid_address, evidence)
     if (reason := _ERRORS.get(name)) is not None:
         return Rejected(reason, evidence)
-    return decide_by_code(name, answer, now, evidence) or decide_by_status(answer, now, said or None)
+    return decide_by_code(name, answer, now, evidence) or decide_by_status(answer, now, evidence or None)

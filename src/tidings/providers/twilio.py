@@ -19,7 +19,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, ClassVar, Final
 from urllib.parse import parse_qs, parse_qsl, quote, urlencode, urlsplit
 
-from pydantic import SecretStr, StringConstraints, model_validator
+from pydantic import Field, SecretStr, StringConstraints, model_validator
 
 from tidings.model.messages import Deferred, Message, Rejected, SendResult, Sent, Sms, Throttled
 from tidings.model.segments import simplify
@@ -62,7 +62,7 @@ class TwilioConfig(Config):
     guards_secrets: ClassVar[frozenset[str]] = frozenset({"base_url"})
 
     account_sid: Annotated[str, StringConstraints(pattern="^AC[0-9a-fA-F]{32}$")]
-    auth_token: SecretStr | None = None
+    auth_token: Annotated[SecretStr, Field(min_length=1)] | None = None
     """Signs Twilio's callbacks; without it none is believed. Also used to send, unless there is an API key."""
     api_key_sid: Annotated[str, StringConstraints(pattern="^SK[0-9a-fA-F]{32}$")] | None = None
     api_key_secret: SecretStr | None = None
@@ -282,6 +282,7 @@ class TwilioProvider:
         self._callback_url = surroundings.callback_url
         self._api = VendorApi(config.base_url, surroundings, self.spec)
         self._path = f"/2010-04-01/Accounts/{config.account_sid}/Messages.json"
+        self._account_path = f"/2010-04-01/Accounts/{config.account_sid}.json"
         user, secret = config.account_sid, config.auth_token
         if config.api_key_sid is not None:
             user, secret = config.api_key_sid, config.api_key_secret
@@ -302,6 +303,12 @@ class TwilioProvider:
         except TransportFailure as failure:
             return to_result(failure)
         return decide_result(answer, now)
+
+    async def check(self) -> str | None:
+        """Asks for the account (https://www.twilio.com/docs/iam/api/account). A standard API key may not see that: with
+        one, for the newest message."""
+        path = self._path + "?PageSize=1" if self._config.api_key_sid is not None else self._account_path
+        return await self._api.check(path, headers=self._headers)
 
     async def receive(self, request: RawRequest, now: datetime) -> Receipts:
         if self._config.auth_token is None:

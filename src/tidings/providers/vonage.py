@@ -20,11 +20,11 @@ import re
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, ClassVar, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal, cast
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import msgspec
-from pydantic import SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from tidings.model.messages import Deferred, Message, Rejected, SendResult, Sent, Sms, Throttled, Uncertain
 from tidings.model.segments import count_segments
@@ -41,6 +41,7 @@ from tidings.providers.api import (
 from tidings.providers.http import HttpAnswer, TransportFailure, to_result
 from tidings.providers.jwt import parse_base64url, parse_rsa_key, sign_jwt
 from tidings.providers.port import (
+    CannotCheck,
     Capability,
     Config,
     Inbound,
@@ -86,7 +87,7 @@ class VonageConfig(Config):
     """Of the Vonage application that messages are sent as; with `private_key`."""
     private_key: SecretStr | None = None
     """The application's RSA key (PEM)."""
-    signature_secret: SecretStr | None = None
+    signature_secret: Annotated[SecretStr, Field(min_length=1)] | None = None
     """Signs Vonage's callbacks; without it none is believed."""
     signature_method: SignatureMethod = "md5hash"
     """How callbacks of the SMS API are signed, as the account's settings at Vonage say."""
@@ -230,6 +231,8 @@ def sign_parameters(parameters: Mapping[str, str], secret: str, method: Signatur
 
 def verify_parameters(parameters: Mapping[str, str], secret: str, method: SignatureMethod) -> bool:
     """Whether the parameters hold the right `sig`; upper and lower case are the same."""
+    if any("&" in name or "=" in name for name in parameters):
+        return False  # no name of Vonage's; what is signed would read the same as other parameters
     given = parameters.get("sig", "").lower()
     return hmac.compare_digest(sign_parameters(parameters, secret, method).encode(), given.encode())
 
@@ -289,9 +292,11 @@ class VonageProvider:
         self._clock = surroundings.clock
         self._callback_url = surroundings.callback_url
         self._api = VendorApi(config.base_url or _BASE_URLS[config.api], surroundings, self.spec)
+        self._account_api = VendorApi(config.base_url or _BASE_URLS["sms"], surroundings, self.spec)
+        secret = f"{config.api_key}:{config.api_secret.get_secret_value()}" if config.api_secret is not None else None
+        self._basic = f"Basic {base64.b64encode(secret.encode()).decode()}" if secret is not None else None
         self._key = parse_rsa_key(config.private_key.get_secret_value()) if config.private_key is not None else None
-        self._token = ""
-        self._token_expires_at = datetime.min.replace(tzinfo=UTC)
+        self._token, self._token_expires_at = "", datetime.min.replace(tzinfo=UTC)
 
     async def send(self, message: Message, key: str) -> SendResult:
         if (refused := find_unsupported(self.spec, message)) is not None:
@@ -324,15 +329,12 @@ class VonageProvider:
 
     def _authorize(self, now: datetime) -> str:
         """The `Authorization` header of the Messages API: the application's token, else key and secret."""
-        config = self._config
         if self._key is None:
-            assert config.api_secret is not None
-            credentials = f"{config.api_key}:{config.api_secret.get_secret_value()}"
-            return f"Basic {base64.b64encode(credentials.encode()).decode()}"
+            return cast(str, self._basic)  # the configuration has a secret or a key
         if self._token_expires_at - now < _TOKEN_RENEWAL:
             expires_at = now + _TOKEN_TTL
             claims = {
-                "application_id": config.application_id,
+                "application_id": self._config.application_id,
                 "iat": int(now.timestamp()),
                 "exp": int(expires_at.timestamp()),
                 "jti": str(uuid.uuid4()),
@@ -340,6 +342,12 @@ class VonageProvider:
             self._token = sign_jwt(self._key, claims)
             self._token_expires_at = expires_at
         return f"Bearer {self._token}"
+
+    async def check(self) -> str | None:
+        """Asks for the balance (https://developer.vonage.com/en/api/account), which takes the account's secret."""
+        if self._basic is None:
+            raise CannotCheck("an application's key may only send; with an api_secret the account can be checked")
+        return await self._account_api.check("/account/get-balance", headers={"Authorization": self._basic})
 
     async def receive(self, request: RawRequest, now: datetime) -> Receipts:
         if self._config.signature_secret is None:

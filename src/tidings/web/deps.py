@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from tidings.flow.intervene import Intervener
     from tidings.flow.receipts import Receiver
     from tidings.flow.tracking import Signer
+    from tidings.providers.port import Surroundings
     from tidings.web.inbox.live import Live
 
 Made = TypeVar("Made")
@@ -74,6 +75,8 @@ class Deps:
     receiver: Receiver
     callbacks: Callbacks
     signer: Signer
+    surroundings: Surroundings
+    """For asking vendors about accounts."""
     ready: Ready
     public_url: str | None = None
     """How the outside reaches us."""

@@ -36,9 +36,9 @@ BODY_MAX: Final = 1024 * 1024
 """Bytes of a request's body."""
 RAW: Final[Mapping[str, int]] = {"/api/v1/blobs": BLOB_MAX}
 """Paths whose bodies are not JSON but files, and how many bytes each may have."""
-CALLBACKS: Final = ("/callbacks/", "/r/")
-CALLBACK_MAX: Final = 8 * 1024 * 1024
-"""What vendors and devices report, in whatever form; the largest are bounced mails."""
+OPEN: Final[Mapping[str, int]] = {"callbacks": 2 * 1024 * 1024, "r": 16 * 1024, "o": 0, "c": 0}
+"""By the first part of the path: what vendors and devices report, in whatever form, and how many bytes each may have.
+The largest are bounced mails. Whoever comes here has shown nothing, so what needs no body may have none."""
 _DRAIN_MAX: Final = 64 * 1024 * 1024
 """Bytes that are read and thrown away after a body proved too large, so that the caller gets to read the answer."""
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -111,8 +111,8 @@ class Edge:
                 state["user"] = await self._door.enter(headers, extra)
             elif api:
                 state["caller"] = await self._access.authenticate(_text(headers.get(b"authorization")))
-            raw = CALLBACK_MAX if scope["path"].startswith(CALLBACKS) else RAW.get(scope["path"])
-            body = await read_body(receive, raw or BODY_MAX)
+            raw = RAW.get(scope["path"]) if api else OPEN.get(scope["path"].removeprefix("/").partition("/")[0])
+            body = await read_body(receive, BODY_MAX if raw is None else raw)
             if body and raw is None and scope["method"] in _WITH_BODY:
                 check_json(body, headers.get(b"content-type"))
             await self._app(scope, _replay(body, receive), answer)
@@ -335,4 +335,5 @@ def _text(value: bytes | None) -> str | None:
 
 
 def _too_large(limit: int) -> TooLarge:
-    return TooLarge(f"The request body is larger than {limit // (1024 * 1024)} MB.")
+    most = f"{limit // 1024**2} MB" if limit >= 1024**2 else f"{limit // 1024} kB"
+    return TooLarge(f"The request body is larger than {most}.")

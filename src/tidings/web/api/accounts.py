@@ -14,6 +14,7 @@ from tidings.directory import accounts
 from tidings.directory.access import Caller
 from tidings.directory.accounts import AccountInfo, AccountPlan, AccountState
 from tidings.errors import Forbidden
+from tidings.flow import check
 from tidings.model.words import CHANNELS_OF_THIS_VERSION, Scope
 from tidings.web.deps import Admin, Deps, Given, Paging, Reader
 from tidings.web.fields import Body, Key, Page, View
@@ -29,7 +30,6 @@ _SLOWEST: Final = 0.00001
 pace would is none that PostgreSQL knows, and the one statement that leases pace for many accounts would fail."""
 
 
-Country = Annotated[str, StringConstraints(pattern=r"^([A-Z]{2}|\*)$")]
 Price = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)]
 
 
@@ -69,7 +69,7 @@ class AccountBody(Body):
     quotas: QuotasBody = QuotasBody()
     """Never exceeded by all workers together. When one has run out, other accounts of the channel take the messages, or
     they wait for the next day or month."""
-    costs: dict[Country, Price] = Field(default={}, max_length=300, examples=[{"US": 0.0079, "*": 0.05}])
+    costs: dict[str, Price] = Field(default={}, max_length=300, examples=[{"US": 0.0079, "*": 0.05}])
     """Prices in the account's currency: of each part of a text message by the recipient's country (ISO 3166) or `*`; of
     each recipient of an e-mail, and of any other message, as `*`."""
     currency: Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$")] | None = Field(default=None, examples=["USD"])
@@ -130,7 +130,7 @@ class CheckView(View):
     outcome: Literal["ok", "failed", "unknown"]
     """Unknown: this vendor cannot be asked without sending something."""
     detail: str | None
-    """What is wrong, in a sentence."""
+    """What is wrong, or why it cannot be said."""
 
 
 class AccountView(View):
@@ -184,7 +184,7 @@ async def _to_views(deps: Deps, caller: Caller, found: Sequence[AccountInfo]) ->
 def _to_view(deps: Deps, caller: Caller, account: AccountInfo, state: AccountState) -> AccountView:
     path = accounts.to_callback_path(deps.vault, caller.project_id, caller.project_key, account.provider, account.key)
     # Its address may be a secret between the vendor and us, so only who may configure the account is told it.
-    told = path is not None and deps.public_url is not None and Scope.manage in caller.scopes
+    told = path is not None and deps.public_url is not None and Scope.manage in caller.scopes and not caller.test
     used = {"day": msgspec.structs.asdict(state.used_today), "month": msgspec.structs.asdict(state.used_this_month)}
     return AccountView.model_validate(
         {
@@ -197,7 +197,7 @@ def _to_view(deps: Deps, caller: Caller, account: AccountInfo, state: AccountSta
 
 def _refuse_test_key(caller: Caller) -> None:
     if caller.test:
-        raise Forbidden("A test key cannot change accounts: live messages are sent with them.")
+        raise Forbidden("A test key cannot use or change accounts: live messages are sent with them.")
 
 
 @router.put("/{key}", response_model=AccountView, responses={201: {"model": AccountView, "description": "Made"}})
@@ -212,6 +212,15 @@ async def put_account(deps: Given, caller: Admin, key: Key, body: AccountBody, r
     response.status_code = 201 if made else 200
     [view] = await _to_views(deps, caller, [account])
     return view
+
+
+@router.post("/{key}/check", response_model=CheckView)
+async def check_account(deps: Given, caller: Admin, key: Key) -> CheckView:
+    """Asks the account's vendor whether its credentials hold. Sends no message and changes nothing."""
+    _refuse_test_key(caller)
+    found = await check.check_account(deps.database, deps.vault, deps.surroundings, caller.project_id, key)
+    outcome: Literal["ok", "failed", "unknown"] = "unknown" if found.ok is None else "ok" if found.ok else "failed"
+    return CheckView(outcome=outcome, detail=found.detail)
 
 
 @router.delete("/{key}", status_code=204)

@@ -14,6 +14,7 @@ from tidings.directory import users
 from tidings.directory.tokens import TOKEN_LIFE_MAX, Token
 from tidings.directory.users import ADDRESSES_MAX, Addresses, User, parse_attributes, parse_locale, parse_time_zone
 from tidings.durations import parse_duration
+from tidings.errors import Forbidden
 from tidings.model.words import Channel
 from tidings.web.deps import Admin, Given, Paging, Reader
 from tidings.web.fields import Body, Page, UserId, View
@@ -199,4 +200,6 @@ async def list_inbox(deps: Given, caller: Reader, user_id: UserId, page: Paging,
 async def create_token(deps: Given, caller: Admin, user_id: UserId, body: TokenBody) -> Token:
     """A token with which the user's browser or app reads and marks their own inbox. Nothing is stored: it ends by
     itself, or when the user is deleted."""
+    if caller.test:
+        raise Forbidden("A test key cannot make user tokens: what is in an inbox is live.")
     return await deps.tokens.issue(caller.project_id, user_id, parse_duration(body.expires_after))
