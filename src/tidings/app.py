@@ -319,7 +319,8 @@ async def open_worker(
             observe_batch=observe,
         )
 
-    lanes = [open_lane(int(c), sender) for c in CHANNELS_OF_THIS_VERSION if channels is None or c in channels]
+    served = [c for c in CHANNELS_OF_THIS_VERSION if channels is None or c in channels]
+    lanes = [open_lane(int(channel), sender) for channel in served]
     if plan:  # hooks are of no channel either, and every installation has a worker that plans
         lanes.append(open_lane(LANE_HOOKS, HookSender(core.database, core.catalog, surroundings, core.clock)))
     planner = Planner(core.database, core.catalog, core.meter, core.clock)
@@ -340,6 +341,7 @@ async def open_worker(
             (sender.tell, health.PERIOD.total_seconds()),
             (lambda: health.weigh_accounts(core.database, core.clock), health.PERIOD.total_seconds()),
             (sender.prune, 60.0),
+            (lambda: sender.listen(served), 30.0),
             (lambda: _tell_lag(core), 5.0),
             (lambda: forget_keys(core.database), 600.0),
             (lambda: _keep_partitions(core), 600.0),

@@ -512,3 +512,20 @@ async def test_the_statements_of_a_batch_are_counted(road: Road, statements: lis
     assert sending == 9  # discover, claim, load; begin; finish, move, events, deltas; commit
     assert {Status(d["status"]) for d in await road.deliveries()} == {Status.sent}
     assert len(road.vendor.sent) == 103
+
+
+@pytest.mark.parametrize("stopped", ["cancelled", "expired"])
+async def test_what_may_have_gone_out_stays_uncertain_whatever_stops_it(road: Road, stopped: str) -> None:
+    road.vendor.answers = [Uncertain("no answer")]
+    expires = road.clock.now() + timedelta(hours=1)
+    notification = await road.accept(expires_at=expires.isoformat())
+    await road.plan()
+    await road.send()
+    if stopped == "cancelled":
+        assert await road.intervener.cancel(road.caller, notification) is Cancelled.too_late
+    road.clock.move(2 * 3600)
+    await road.send()
+    [delivery] = await road.deliveries(notification)
+    assert (delivery["status"], delivery["reason"]) == (Status.failed, "uncertain")
+    assert len(road.vendor.sent) == 1
+    assert await road.count("job") == 0

@@ -90,7 +90,7 @@ def render(draft: Draft, channel: Channel, address: str, files: dict[str, bytes]
     """The message that a delivery of this notification becomes."""
     row = draft.row
     delivery = Delivery(
-        ID, 7, ID, channel, Status.queued, address, 3 if row.type_version_id else None, "en", None,
+        ID, 7, ID, channel, Status.queued, address, 3 if row.type_version_id else None, "en", None, None,
         row.type_version_id, row.user_id, row.data, row.content, False, False, row.expires_at, False, False, None,
         False, NOW, None, None, row.priority, row.metadata, row.options,
     )  # fmt: skip

@@ -32,6 +32,7 @@ _CREATE_BUILTIN_ACCOUNTS: Final = _queries.create_builtin_accounts
 _LOCK_ACCOUNT: Final = _queries.lock_account
 _UPDATE_ACCOUNT: Final = _queries.update_account
 _LOAD_ACCOUNT: Final = _queries.load_account
+_LIST_LISTENING_PROJECTS: Final = _queries.list_listening_projects
 _LOAD_REPORTING_ACCOUNT: Final = _queries.load_reporting_account
 _LIST_ACCOUNTS: Final = _queries.list_accounts
 _LOAD_STATES: Final = _queries.load_states
@@ -288,6 +289,13 @@ async def load_config(database: Database, vault: Vault, project_id: int, key: st
     """
     row = _found(await database.fetchrow(_LOAD_ACCOUNT, project_id, key))
     return row["provider"], open_config(vault, project_id, row)
+
+
+async def list_listening_projects(database: Database) -> list[int]:
+    """The projects with an account whose vendor reports over a connection that is kept open for it."""
+    listening = [name for name in PROVIDERS if hasattr(PROVIDERS[name], "listen")]
+    rows = await database.fetch(_LIST_LISTENING_PROJECTS, listening) if listening else []
+    return [row["project_id"] for row in rows]
 
 
 class ReportingAccount(msgspec.Struct, frozen=True):

@@ -59,6 +59,10 @@ SELECT a.id, a.project_id, a.key, a.channel, a.provider, a.config, a.secret, a.s
 FROM account a JOIN project p ON p.id = a.project_id
 WHERE p.key = $1 AND a.key = $2 AND a.provider = $3;
 
+-- name: list_listening_projects
+-- any project: a worker looks for the accounts whose vendors report over connections of their own
+SELECT DISTINCT project_id FROM account WHERE enabled AND provider = ANY ($1::text[]);
+
 -- name: list_accounts
 SELECT id, key, channel, provider, config, secret, secret_key, weight, rate, burst, concurrency, enabled, test,
        quotas, costs, currency, revision, created_at, updated_at

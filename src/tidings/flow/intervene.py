@@ -95,7 +95,8 @@ class Intervener:
             freed = await queue.remove_free_jobs(conn, project_id, waiting) if waiting else set()
             if freed:
                 rows = await conn.fetch(SQL.apply_cancelled, project_id, sorted(freed), low, high, now)
-                await self._record(conn, project_id, notification, rows, now)
+                stopped_ones = [row for row in rows if row["status"] == Status.cancelled]
+                await self._record(conn, project_id, notification, stopped_ones, now)
             rows = await conn.fetch(SQL.load_statuses, project_id, notification_id, low, high)
             statuses = [Status(row["status"]) for row in rows]
             out = [s for s in statuses if s not in (Status.cancelled, Status.skipped)]

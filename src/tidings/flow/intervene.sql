@@ -12,9 +12,13 @@ SELECT id, status FROM delivery
 WHERE project_id = $1 AND id >= $3 AND id <= $4 AND notification_id = $2 ORDER BY id;
 
 -- name: apply_cancelled
-UPDATE delivery SET status = 6, reason = 'cancelled', ended_at = coalesce($5::timestamptz, now())
+-- What may have gone out (uncertain) was not stopped for certain: that stays said, and a receipt may still prove it.
+UPDATE delivery SET
+    status = CASE WHEN reason = 'uncertain' THEN 4 ELSE 6 END,
+    reason = CASE WHEN reason = 'uncertain' THEN reason ELSE 'cancelled' END,
+    ended_at = coalesce($5::timestamptz, now())
 WHERE project_id = $1 AND id = ANY ($2::uuid[]) AND id >= $3 AND id <= $4 AND status = 0
-RETURNING id, notification_id, channel, template_version_id, locale, variant;
+RETURNING id, notification_id, channel, template_version_id, locale, variant, status;
 
 -- name: lock_dead_letters
 -- Dead letters to replay: the ones named ($2), or the oldest that fit the filters; none that came after $6.

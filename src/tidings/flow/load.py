@@ -28,6 +28,8 @@ class Delivery(NamedTuple):
     template_version_id: int | None
     locale: str | None
     variant: str | None
+    reason: str | None
+    """Of the attempt before, where one was made."""
     type_version_id: int | None
     user_id: str | None
     data: str | None

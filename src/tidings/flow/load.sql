@@ -2,7 +2,7 @@
 -- The one load before sending: the delivery, what it says, and everything that may forbid it now. $3 and $4 bound the ids.
 -- OFFSET 0 has each row looked up by its key: else a plan made on empty tables may read all that lies between the bounds.
 SELECT x.ord, d.id, d.project_id, d.notification_id, d.channel, d.status, d.address, d.template_version_id, d.locale,
-       d.variant, n.type_version_id, n.user_id, n.data::text, n.content::text, n.at_most_once, n.test, n.expires_at,
+       d.variant, d.reason, n.type_version_id, n.user_id, n.data::text, n.content::text, n.at_most_once, n.test, n.expires_at,
        n.cancelled_at IS NOT NULL AS cancelled,
        coalesce(n.expires_at <= coalesce($5::timestamptz, now()), false) AS expired,
        s.streams AS suppressed,

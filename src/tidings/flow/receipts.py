@@ -585,7 +585,11 @@ def _inbound_mark(account_id: int, message: Inbound) -> bytes:
 
 
 async def forget_early(database: Database, now: datetime, retention: timedelta) -> None:
-    """Delete reports that waited in vain, and vendors' ids of messages that are gone."""
-    for query, before in ((SQL.forget_early, now - EARLY_KEPT), (SQL.forget_refs, now - retention)):
+    """Delete reports that waited in vain, vendors' ids of messages that are gone, and what people wrote long ago."""
+    for query, before in (
+        (SQL.forget_early, now - EARLY_KEPT),
+        (SQL.forget_refs, now - retention),
+        (SQL.forget_inbound, now - retention),
+    ):
         while await database.fetchval(query, before, FORGET_BATCH) == FORGET_BATCH:
             pass

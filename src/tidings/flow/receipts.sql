@@ -100,3 +100,14 @@ WITH gone AS (
     RETURNING 1
 )
 SELECT count(*)::int FROM gone;
+
+-- name: forget_inbound
+-- What somebody wrote; a STOP or START is kept for longer, as the evidence of why they are told or not.
+-- any project: housekeeping
+WITH gone AS (
+    DELETE FROM inbound_message WHERE ctid = ANY (ARRAY(
+        SELECT ctid FROM inbound_message
+        WHERE at < $1 AND coalesce(keyword, 'help') = 'help' LIMIT $2 FOR UPDATE SKIP LOCKED))
+    RETURNING 1
+)
+SELECT count(*)::int FROM gone;

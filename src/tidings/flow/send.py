@@ -19,6 +19,7 @@ import structlog
 from tidings import ids
 from tidings.clock import Clock
 from tidings.db.pool import Database
+from tidings.directory.accounts import list_listening_projects
 from tidings.directory.blobs import Place, Shelf
 from tidings.directory.catalog import Account, Catalog, TemplateVersion, TypeVersion
 from tidings.directory.projects import Project
@@ -175,6 +176,18 @@ class Sender:
         if known is not None:
             self._retire(known[1])
         return provider
+
+    async def listen(self, channels: Collection[Channel]) -> None:
+        """Open the accounts on these channels whose vendors report over connections of their own: they may report
+        before this worker has sent anything."""
+        for project_id in await list_listening_projects(self._database):
+            for channel, accounts in (await self._catalog.load_accounts(project_id)).items():
+                for account in accounts:
+                    if channel in channels and hasattr(registry.PROVIDERS[account.provider], "listen"):
+                        try:
+                            self._provider(account)
+                        except ProviderError as error:
+                            log.warning("send.cannot_listen", account=account.key, error=str(error))
 
     def _retire(self, provider: Provider) -> None:
         """Close a provider whose account was changed, once its last sends are over."""
@@ -422,7 +435,16 @@ def _put_off(job: Job, delivery: Delivery, account: Account, exhausted: Exhauste
 
 
 def _forbidden(prepared: Prepared) -> Ended | None:
-    """Why this delivery must not be sent now, if so."""
+    """Why this delivery must not be sent now, if so. One that may have gone out before stays uncertain, whatever it is
+    that stops the next attempt: so a receipt can still prove it."""
+    ended = _find_obstacle(prepared)
+    delivery = prepared.delivery
+    if ended is None or ended.reason is None or delivery is None or delivery.reason != Reason.uncertain:
+        return ended
+    return Ended(Status.failed, Reason.uncertain, f"not tried again: {ended.reason}")
+
+
+def _find_obstacle(prepared: Prepared) -> Ended | None:
     delivery = prepared.delivery
     if delivery is None:
         return Ended(Status.failed, Reason.expired)

@@ -87,7 +87,6 @@ class VendorApi:
             method, self._base + path, headers=headers, body=body, timeout=self._timeout, read_cap=read_cap
         )
 
-
     async def check(self, path: str, *, headers: Mapping[str, str], method: str = "GET") -> str | None:
         """What is wrong with the account, by a call that only reads: a sentence; None if the vendor knows us."""
         try:

@@ -33,7 +33,7 @@ CREATE TABLE inbound_message (
     provider_id text,
     at          timestamptz NOT NULL DEFAULT now()
 );
-CREATE INDEX inbound_message_by_project ON inbound_message (project_id, id);
+CREATE INDEX inbound_message_by_time ON inbound_message USING brin (at);
 
 -- Simulators for the channels that are new in this version, for the projects that are older.
 WITH made AS (
