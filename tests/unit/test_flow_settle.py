@@ -33,8 +33,8 @@ NOW = datetime(2031, 3, 14, 12, tzinfo=UTC)
 RNG = random.Random(7)
 NOTIFICATION = ids.new_id(NOW, RNG)
 DELIVERY = Delivery(
-    ids.child_id(NOTIFICATION, RNG), 1, NOTIFICATION, Channel.email, Status.queued, "ada@example.com", 3, "en", None, None, 5,
-    "ada", "{}", None, False, False, None, False, False, None, False, NOW, None, None,
+    ids.child_id(NOTIFICATION, RNG), 1, NOTIFICATION, Channel.email, Status.queued, "ada@example.com", 3, "en", None,
+    None, 5, "ada", "{}", None, False, False, None, False, False, None, False, NOW, None, None,
 )  # fmt: skip
 ACCOUNT = Account(4, 1, "a", Channel.email, "smtp", Config(), 100, None, 1, 9, False, 1)
 

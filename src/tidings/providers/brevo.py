@@ -32,6 +32,7 @@ from tidings.providers.api import DETAIL_MAX, BaseUrl, VendorApi, decide_by_stat
 from tidings.providers.http import HttpAnswer, TransportFailure, to_result
 from tidings.providers.mail_api import (
     KEY_FIELD,
+    MAIL_CAPABILITIES,
     Address,
     MailParts,
     check_credential,
@@ -46,7 +47,6 @@ from tidings.providers.mail_api import (
 )
 from tidings.providers.mime import parse_mailbox
 from tidings.providers.port import (
-    Capability,
     Config,
     ProviderSpec,
     RawRequest,
@@ -85,19 +85,7 @@ class BrevoProvider:
         name="brevo",
         channels=frozenset({Channel.email}),
         config=BrevoConfig,
-        capabilities=frozenset(
-            {
-                Capability.html,
-                Capability.text,
-                Capability.headers,
-                Capability.reply_to,
-                Capability.cc,
-                Capability.bcc,
-                Capability.attachments,
-                Capability.tags,
-                Capability.metadata,
-            }
-        ),
+        capabilities=MAIL_CAPABILITIES,
         idempotent=True,  # for half an hour
         confirms_delivery=False,
         timeout=timedelta(seconds=20),

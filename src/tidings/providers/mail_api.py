@@ -20,9 +20,24 @@ from pydantic import SecretStr
 from tidings.model.messages import Attachment, Email, Message, Rejected
 from tidings.model.words import Reason
 from tidings.providers.mime import MailRefused, parse_envelope_address, parse_mailbox
+from tidings.providers.port import Capability
 from tidings.providers.refusals import decide_reason
 from tidings.providers.smtp_talk import Reply, Stage, decide_result
 
+MAIL_CAPABILITIES: Final = frozenset(
+    {
+        Capability.html,
+        Capability.text,
+        Capability.headers,
+        Capability.reply_to,
+        Capability.cc,
+        Capability.bcc,
+        Capability.attachments,
+        Capability.tags,
+        Capability.metadata,
+    }
+)
+"""What every mail vendor of ours can do."""
 KEY_FIELD: Final = "tidings_delivery"
 """The name under which vendors carry the delivery's public id and give it back; within Postmark's 20 characters."""
 

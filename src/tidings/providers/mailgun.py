@@ -33,6 +33,7 @@ from tidings.providers.api import RETRY_AFTER_MAX, BaseUrl, VendorApi, decide_by
 from tidings.providers.http import HttpAnswer, TransportFailure, to_result
 from tidings.providers.mail_api import (
     KEY_FIELD,
+    MAIL_CAPABILITIES,
     MailParts,
     check_credential,
     check_sender,
@@ -109,21 +110,7 @@ class MailgunProvider:
         name="mailgun",
         channels=frozenset({Channel.email}),
         config=MailgunConfig,
-        capabilities=frozenset(
-            {
-                Capability.html,
-                Capability.text,
-                Capability.headers,
-                Capability.reply_to,
-                Capability.cc,
-                Capability.bcc,
-                Capability.attachments,
-                Capability.inline_images,
-                Capability.tags,
-                Capability.tracking,
-                Capability.metadata,
-            }
-        ),
+        capabilities=MAIL_CAPABILITIES | {Capability.inline_images, Capability.tracking},
         idempotent=False,
         confirms_delivery=False,
         timeout=timedelta(seconds=20),

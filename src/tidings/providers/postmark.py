@@ -34,6 +34,7 @@ from tidings.providers.api import (
 from tidings.providers.http import HttpAnswer, TransportFailure, to_result
 from tidings.providers.mail_api import (
     KEY_FIELD,
+    MAIL_CAPABILITIES,
     MailParts,
     check_credential,
     check_sender,
@@ -88,21 +89,7 @@ class PostmarkProvider:
         name="postmark",
         channels=frozenset({Channel.email}),
         config=PostmarkConfig,
-        capabilities=frozenset(
-            {
-                Capability.html,
-                Capability.text,
-                Capability.headers,
-                Capability.reply_to,
-                Capability.cc,
-                Capability.bcc,
-                Capability.attachments,
-                Capability.inline_images,
-                Capability.tags,
-                Capability.tracking,
-                Capability.metadata,
-            }
-        ),
+        capabilities=MAIL_CAPABILITIES | {Capability.inline_images, Capability.tracking},
         idempotent=False,
         confirms_delivery=False,
         timeout=timedelta(seconds=20),

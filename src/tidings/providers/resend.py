@@ -37,6 +37,7 @@ from tidings.providers.api import (
 from tidings.providers.http import HttpAnswer, TransportFailure, to_result
 from tidings.providers.mail_api import (
     KEY_FIELD,
+    MAIL_CAPABILITIES,
     MailParts,
     check_credential,
     check_sender,
@@ -97,20 +98,7 @@ class ResendProvider:
         name="resend",
         channels=frozenset({Channel.email}),
         config=ResendConfig,
-        capabilities=frozenset(
-            {
-                Capability.html,
-                Capability.text,
-                Capability.headers,
-                Capability.reply_to,
-                Capability.cc,
-                Capability.bcc,
-                Capability.attachments,
-                Capability.inline_images,
-                Capability.tags,
-                Capability.metadata,
-            }
-        ),
+        capabilities=MAIL_CAPABILITIES | {Capability.inline_images},
         idempotent=True,
         confirms_delivery=False,
         timeout=timedelta(seconds=20),

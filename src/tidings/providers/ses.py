@@ -32,6 +32,7 @@ from tidings.providers.aws import AwsApi, AwsConfig, Envelope, SnsReceiver, deci
 from tidings.providers.http import HttpAnswer, TransportFailure, to_result
 from tidings.providers.mail_api import (
     KEY_FIELD,
+    MAIL_CAPABILITIES,
     Address,
     MailParts,
     check_sender,
@@ -85,21 +86,7 @@ class SesProvider:
         name="ses",
         channels=frozenset({Channel.email}),
         config=SesConfig,
-        capabilities=frozenset(
-            {
-                Capability.html,
-                Capability.text,
-                Capability.headers,
-                Capability.reply_to,
-                Capability.cc,
-                Capability.bcc,
-                Capability.attachments,
-                Capability.inline_images,
-                Capability.tags,
-                Capability.tracking,
-                Capability.metadata,
-            }
-        ),
+        capabilities=MAIL_CAPABILITIES | {Capability.inline_images, Capability.tracking},
         idempotent=False,
         confirms_delivery=False,
         timeout=timedelta(seconds=20),
