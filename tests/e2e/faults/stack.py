@@ -78,17 +78,24 @@ def events(notification: Notification) -> list[str]:
 
 @asynccontextmanager
 async def open_stack(
-    dsn: str, *, policies: Mapping[Channel, Policy] = QUICK, timeout: float = 0.5, **project: Any
+    dsn: str,
+    *,
+    policies: Mapping[Channel, Policy] = QUICK,
+    timeout: float = 0.5,
+    public_url: str | None = None,
+    **project: Any,
 ) -> AsyncIterator[Stack]:
     """A stack without a worker yet, over a migrated database.
 
     Args:
         timeout: seconds that one send may take.
+        public_url: what vendors are told to call back.
         project: see `make_project`.
     """
     settings = Settings(
         _env_file=None,
         secret_key=SecretStr(SECRET_KEY),
+        public_url=public_url,
         provider_timeout=timedelta(seconds=timeout),
         lease=timedelta(seconds=2 * timeout + 4),
         grace=timedelta(seconds=5),
