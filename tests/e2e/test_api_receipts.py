@@ -126,7 +126,10 @@ async def test_a_device_reports_what_became_of_a_push_message(api: Any) -> None:
 async def postmark(tenant: Any, key: str = "post") -> str:
     """An account of a vendor that signs nothing; answers with its callback's path."""
     assert (await tenant.put(f"/api/v1/accounts/{key}", POSTMARK)).status_code == 201
-    path = to_callback_path(tenant.api.deps.vault, tenant.project_id, tenant.project_key, "postmark", key)
+    id_ = await tenant.api.deps.database.fetchval(
+        "SELECT id FROM account WHERE project_id = $1 AND key = $2", tenant.project_id, key
+    )
+    path = to_callback_path(tenant.api.deps.vault, tenant.project_id, tenant.project_key, "postmark", key, id_)
     assert path is not None
     return path
 

@@ -70,6 +70,8 @@ class Quotas(msgspec.Struct, frozen=True):
 class AccountInfo(msgspec.Struct, frozen=True):
     """An account as it is shown: secrets are placeholders."""
 
+    id: int
+    """Internal; the API shows the key."""
     key: str
     channel: str
     provider: str
@@ -327,7 +329,9 @@ async def load_reporting_account(
     )
 
 
-def to_callback_path(vault: Vault, project_id: int, project_key: str, provider: str, key: str) -> str | None:
+def to_callback_path(
+    vault: Vault, project_id: int, project_key: str, provider: str, key: str, account_id: int
+) -> str | None:
     """The path of the address that the account's vendor reports to; None where it reports nothing.
 
     Of a vendor that signs nothing it holds a secret, which only the vendor is told.
@@ -337,13 +341,16 @@ def to_callback_path(vault: Vault, project_id: int, project_key: str, provider: 
         return None
     path = f"/callbacks/{project_key}/{provider}/{key}"
     if kind.spec.receipts is ReceiptAuth.hidden_path:
-        path += "/" + list_callback_secrets(vault, project_id, key)[0]
+        path += "/" + list_callback_secrets(vault, project_id, account_id)[0]
     return path
 
 
-def list_callback_secrets(vault: Vault, project_id: int, key: str) -> list[str]:
-    """The secrets that may stand in an account's callback address: one of each master key, the present one first."""
-    keys = vault.derive(Place("callback", project_id, key))
+def list_callback_secrets(vault: Vault, project_id: int, account_id: int) -> list[str]:
+    """The secrets that may stand in an account's callback address: one of each master key, the present one first.
+
+    They are this account's: one that is removed and made anew under the same key has others.
+    """
+    keys = vault.derive(Place("callback", project_id, str(account_id)))
     return [base64.urlsafe_b64encode(k[:24]).decode() for k in keys]
 
 
@@ -481,6 +488,7 @@ def _to_account(row: Record) -> AccountInfo:
     config: dict[str, Any] = msgspec.json.decode(row["config"])
     hidden = {name: PLACEHOLDER for name in _secret_fields(row["provider"]) if name not in config}
     return AccountInfo(
+        id=row["id"],
         key=row["key"],
         channel=Channel(row["channel"]).name,
         provider=row["provider"],

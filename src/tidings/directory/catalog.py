@@ -402,7 +402,9 @@ class Catalog:
                 concurrency=row["concurrency"],
                 test=row["test"],
                 revision=row["revision"],
-                callback_path=to_callback_path(self._vault, project_id, project_key, row["provider"], row["key"]),
+                callback_path=to_callback_path(
+                    self._vault, project_id, project_key, row["provider"], row["key"], row["id"]
+                ),
                 quota=to_quota(row["quotas"]),
                 costs=msgspec.json.decode(row["costs"], type=dict[str, int]),
             )

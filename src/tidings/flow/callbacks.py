@@ -136,7 +136,7 @@ class Callbacks:
         expected = adapter.spec.receipts
         if expected is ReceiptAuth.hidden_path:
             given = (secret or "").encode()
-            secrets = list_callback_secrets(self._vault, found.project_id, found.key)
+            secrets = list_callback_secrets(self._vault, found.project_id, found.id)
             if not sum(hmac.compare_digest(given, s.encode()) for s in secrets):  # all of them, in constant time
                 self._observe(provider, "refused", 1)
                 raise NotFound("There is no such callback address.")

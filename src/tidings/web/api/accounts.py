@@ -182,7 +182,9 @@ async def _to_views(deps: Deps, caller: Caller, found: Sequence[AccountInfo]) ->
 
 
 def _to_view(deps: Deps, caller: Caller, account: AccountInfo, state: AccountState) -> AccountView:
-    path = accounts.to_callback_path(deps.vault, caller.project_id, caller.project_key, account.provider, account.key)
+    path = accounts.to_callback_path(
+        deps.vault, caller.project_id, caller.project_key, account.provider, account.key, account.id
+    )
     # Its address may be a secret between the vendor and us, so only who may configure the account is told it.
     told = path is not None and deps.public_url is not None and Scope.manage in caller.scopes and not caller.test
     used = {"day": msgspec.structs.asdict(state.used_today), "month": msgspec.structs.asdict(state.used_this_month)}
