@@ -10,6 +10,7 @@ import asyncio
 import json
 import signal
 import time
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -17,9 +18,27 @@ from typing import Any, Final
 import uvloop
 from rich.console import Console
 
-from bench import report
-from bench.rows import QUICK, ROWS, Scale
-from bench.stage import admin, open_stage
+from bench import report, rows
+from bench.rows import QUICK, Row, Scale
+from bench.stage import Stage, admin, open_stage
+from bench.vendors import measure_vendors
+
+Measurement = Callable[[Stage, Scale], Awaitable[list[Row]]]
+
+ROWS: Final[dict[str, Measurement]] = {
+    "idle_latency": rows.idle_latency,
+    "single_post": rows.single_post,
+    "e2e_http": rows.e2e_http,
+    "e2e_smtp": rows.e2e_smtp,
+    "e2e_vendors": measure_vendors,
+    "batch_accept": rows.batch_accept,
+    "live_inboxes": rows.live_inboxes,
+    "critical_overtake": rows.large_backlog,
+    "claim_cost": rows.claim_cost,
+    "harness": rows.harness,
+    "peers": rows.others,
+}
+"""Every measurement in the order of the table, by the name that `tidings bench NAME` takes."""
 
 RESULTS: Final = Path(__file__).resolve().parent / "results"
 BOUND: Final = 300.0
@@ -30,7 +49,7 @@ async def measure(names: list[str], scale: Scale, console: Console) -> dict[str,
     """Run the named measurements; one that breaks is reported under `failed` and takes no other down."""
     if (whole := asyncio.current_task()) is not None:  # a SIGTERM ends every process of ours too
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, whole.cancel)
-    rows: list[dict[str, Any]] = []
+    measured: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
     at = datetime.now(UTC).isoformat(timespec="seconds")
     async with open_stage() as stage:
@@ -46,10 +65,10 @@ async def measure(names: list[str], scale: Scale, console: Console) -> dict[str,
                 console.print(f"{name}: failed: {failed[name]}", highlight=False, markup=False)
                 await stage.discard_backlog()
                 continue
-            rows += made
+            measured += made
             told = ", ".join(f"{report.to_number(row['value'])} {row['unit']}" for row in made)
             console.print(f"{name}: {told}  [dim]({time.monotonic() - began:.0f} s)[/]", highlight=False)
-    return {"machine": machine, "at": at, "rows": rows, "failed": failed}
+    return {"machine": machine, "at": at, "rows": measured, "failed": failed}
 
 
 def main(names: list[str] | None = None, *, quick: bool = False, as_json: bool = False) -> int:

@@ -1,4 +1,4 @@
-"""What is measured: one function per row of the table, all on one stage, in the order of `ROWS`.
+"""What is measured: one function per row of the table, all on one stage; `bench.main` has their order.
 
 A row's value is the median of its repetitions; its spread is their smallest and largest. Every end-to-end row checks
 what it claims: each message was received exactly once and each delivery is settled.
@@ -22,7 +22,6 @@ from bench import peers
 from bench.inboxes import Inboxes
 from bench.load import Outcome
 from bench.stage import SLOW_MS, USERS, Sink, Stage, admin, to_other_database
-from bench.vendors import measure_vendors
 from tidings import ids
 from tidings.client import AsyncClient
 from tidings.db.migrate import migrate
@@ -672,21 +671,3 @@ async def others(stage: Stage, scale: Scale) -> list[Row]:
         rows.append(Row("peer_celery_consumed", "Peer: Celery over Redis, empty task, consumed", "/s", consumed,
                         kind="peer", extras=version))  # fmt: skip
     return rows
-
-
-Measurement = Callable[[Stage, Scale], Awaitable[list[Row]]]
-
-ROWS: Final[dict[str, Measurement]] = {
-    "idle_latency": idle_latency,
-    "single_post": single_post,
-    "e2e_http": e2e_http,
-    "e2e_smtp": e2e_smtp,
-    "e2e_vendors": measure_vendors,
-    "batch_accept": batch_accept,
-    "live_inboxes": live_inboxes,
-    "critical_overtake": large_backlog,
-    "claim_cost": claim_cost,
-    "harness": harness,
-    "peers": others,
-}
-"""Every measurement, by the name that `tidings bench NAME` takes."""

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 from cryptography import x509
@@ -26,12 +26,12 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from cryptography.x509.oid import NameOID
 
+from bench.rows import Row, Scale, measure_end_to_end
 from bench.stage import Process, Sink, Stage
 from tidings.client import AsyncClient
+from tidings.model.words import Status
 from tidings.providers.jwt import to_base64url
-
-if TYPE_CHECKING:
-    from bench.rows import Row, Scale
+from tidings.providers.registry import PROVIDERS
 
 USERS: Final = 200
 CONTENT: Final = {
@@ -293,8 +293,6 @@ def to_batches(vendor: Vendor, count: int) -> list[msgspec.Raw]:
 
 async def measure_vendors(stage: Stage, scale: Scale) -> list[Row]:
     """Accepted in batches, planned, rendered, handed to each vendor's stub, answered, settled."""
-    from bench.rows import measure_end_to_end
-
     rows = []
     for vendor in VENDORS:
         async with on_stage(stage, vendor) as played:
@@ -314,10 +312,7 @@ async def measure_vendors(stage: Stage, scale: Scale) -> list[Row]:
     return rows
 
 
-def vendor_status(vendor: Vendor) -> Any:
+def vendor_status(vendor: Vendor) -> Status:
     """What a delivery is once the vendor has said yes."""
-    from tidings.model.words import Status
-    from tidings.providers.registry import PROVIDERS
-
     spec = PROVIDERS[vendor.name.removeprefix("e2e_")].spec
     return Status.delivered if spec.confirms_delivery else Status.sent

@@ -13,25 +13,10 @@ from uuid import UUID
 
 from tidings.db.pool import Connection
 from tidings.db.sql import load_queries
+from tidings.flow.evidence import Event
 from tidings.flow.hooks import enqueue_hooks
-from tidings.model.words import EventKind
 
 SQL: Final = load_queries(__package__, "effects.sql")
-
-
-class Event(NamedTuple):
-    """A row of `event`; the order of the fields is that of insert_events' arrays."""
-
-    id: UUID
-    project_id: int
-    notification_id: UUID
-    delivery_id: UUID
-    kind: EventKind
-    attempt: int | None
-    account_id: int | None
-    reason: str | None
-    provider_id: str | None
-    detail: str | None
 
 
 class Suppression(NamedTuple):

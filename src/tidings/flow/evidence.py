@@ -1,4 +1,5 @@
-"""Evidence: what vendors said, in a form that can be stored beside what others' vendors said.
+"""Evidence: the events of a delivery's life, and what vendors said, in a form that can be stored beside what others'
+vendors said.
 
 Whoever chooses what an account's API is called chooses what it answers. None of it may spoil the batch that it is
 stored with, or fill the memory.
@@ -8,16 +9,33 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
+from uuid import UUID
 
 import msgspec
 
+from tidings.model.words import EventKind
 from tidings.providers.port import Inbound, Report
 
 DETAIL_MAX: Final = 16 * 1024
 """Octets of a vendor's own words that are kept with an event."""
 REF_MAX: Final = 500
 """Characters of a vendor's id of a message. Real ones have a hundred; an index takes 2,700 octets."""
+
+
+class Event(NamedTuple):
+    """A row of `event`; the order of the fields is that of insert_events' arrays."""
+
+    id: UUID
+    project_id: int
+    notification_id: UUID
+    delivery_id: UUID
+    kind: EventKind
+    attempt: int | None
+    account_id: int | None
+    reason: str | None
+    provider_id: str | None
+    detail: str | None
 
 
 def to_json(value: object) -> str:

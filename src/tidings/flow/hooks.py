@@ -13,7 +13,7 @@ import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -32,14 +32,12 @@ from tidings.engine.gate import Limits
 from tidings.engine.jobs import Job, Retry
 from tidings.engine.lane import Outcome
 from tidings.errors import Conflict
+from tidings.flow.evidence import Event
 from tidings.flow.jobs import hook_job
 from tidings.model.messages import Deferred, Rejected, SendResult, Sent, Throttled, Uncertain
 from tidings.model.words import Channel, Reason, Status
 from tidings.providers.port import Surroundings
 from tidings.providers.webhook import Poster, SigningKey, parse_secret
-
-if TYPE_CHECKING:
-    from tidings.flow.effects import Event
 
 SQL: Final = load_queries(__package__, "hooks.sql")
 

@@ -27,6 +27,7 @@ from tidings.db.pool import Connection, Database, Record
 from tidings.db.sql import load_queries
 from tidings.errors import NotFound
 from tidings.flow import effects
+from tidings.flow.evidence import Event
 from tidings.flow.measure import Counts, Dimension, Meter
 from tidings.model.messages import InApp, InAppAction
 from tidings.model.words import Engagement, EventKind
@@ -391,7 +392,7 @@ class Inbox:
         if not shown:
             return set()
         low, high = ids.family_bounds(shown)
-        events: list[effects.Event] = []
+        events: list[Event] = []
         counts: Counts = Counter()
         updates = []
         for row in await conn.fetch(SQL.lock_engagements, project_id, list(shown), low, high):
@@ -412,7 +413,7 @@ class Inbox:
             for _, bit, kind in _ENGAGEMENTS:
                 if new & bit:
                     id_ = ids.child_id(row["id"], self._clock.random)
-                    events.append(effects.Event(id_, project_id, row["notification_id"], row["id"], kind, *(None,) * 5))
+                    events.append(Event(id_, project_id, row["notification_id"], row["id"], kind, *(None,) * 5))
                     counts[dimension, kind] += 1
         if updates:
             await conn.execute(SQL.update_engagements, project_id, *effects.to_columns(updates), low, high)

@@ -19,6 +19,7 @@ from tidings.engine import jobs as queue
 from tidings.engine.wakes import Wakes
 from tidings.errors import Forbidden, NotFound
 from tidings.flow import effects
+from tidings.flow.evidence import Event
 from tidings.flow.jobs import send_job
 from tidings.flow.measure import Counts, Dimension, Meter
 from tidings.model.words import Channel, EventKind, Reason, Status
@@ -119,7 +120,7 @@ class Intervener:
         await effects.apply_events(
             conn,
             [
-                effects.Event(
+                Event(
                     ids.child_id(r["id"], rng), project_id, r["notification_id"], r["id"], EventKind.cancelled,
                     None, None, Reason.cancelled, None, None,
                 )
@@ -228,7 +229,7 @@ class Intervener:
                 await effects.apply_events(
                     conn,
                     [
-                        effects.Event(
+                        Event(
                             ids.child_id(row["id"], rng), project_id, row["notification_id"], row["id"],
                             EventKind.replayed, None, None, None, None, None,
                         )

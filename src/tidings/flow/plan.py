@@ -29,7 +29,7 @@ from tidings.engine.checkpoint import Checkpoint, no_checkpoint
 from tidings.engine.jobs import Job, NewJob, Retry
 from tidings.engine.shares import Share
 from tidings.errors import DatabaseError
-from tidings.flow.effects import Event
+from tidings.flow.evidence import Event
 from tidings.flow.hooks import enqueue_hooks
 from tidings.flow.jobs import ALL_CHANNELS, send_job
 from tidings.flow.load import is_suppressed

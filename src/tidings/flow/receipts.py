@@ -26,7 +26,7 @@ from tidings.db.sql import load_queries
 from tidings.directory.hooks import SMS_INBOUND
 from tidings.engine.batch import Batcher
 from tidings.flow import effects
-from tidings.flow.evidence import DETAIL_MAX, to_json, to_storable, to_storable_text
+from tidings.flow.evidence import DETAIL_MAX, Event, to_json, to_storable, to_storable_text
 from tidings.flow.hooks import Notice, enqueue_notices
 from tidings.flow.load import SENDER
 from tidings.flow.measure import Counts, Dimension, Meter
@@ -456,7 +456,7 @@ class _Writing:
         self._rows: dict[UUID, Record] = {}
         self._touched: dict[UUID, tuple[int | None, str | None]] = {}
         self._bits: dict[UUID, tuple[int, int]] = {}
-        self._events: dict[UUID, tuple[int, effects.Event]] = {}
+        self._events: dict[UUID, tuple[int, Event]] = {}
         self._suppressions: list[effects.Suppression] = []
         self._drops: list[effects.DroppedAddress] = []
         self._dead: dict[UUID, effects.DeadLetter] = {}
@@ -501,7 +501,7 @@ class _Writing:
             event_id,
             (
                 place,
-                effects.Event(
+                Event(
                     event_id, row["project_id"], row["notification_id"], row["id"], decision.event, None,
                     fact.account_id, fact.report.reason, fact.report.provider_id, _to_detail(fact.report),
                 ),

@@ -27,7 +27,7 @@ from tidings.engine.checkpoint import Checkpoint, no_checkpoint
 from tidings.engine.jobs import Job, Retry
 from tidings.flow import effects, inbox
 from tidings.flow.endpoints import Endpoints, Sighting
-from tidings.flow.evidence import to_ref
+from tidings.flow.evidence import Event, to_ref
 from tidings.flow.hooks import apply_expired_messages
 from tidings.flow.jobs import HOOK
 from tidings.flow.load import Delivery, load_deliveries
@@ -492,7 +492,7 @@ class Settler:
         for s, kind in events:
             assert s.delivery is not None
             rows.append(
-                effects.Event(
+                Event(
                     ids.child_id(s.job.id, rng), s.job.project_id, s.delivery.notification_id, s.job.id, kind,
                     s.attempts or None, s.account_id, s.reason, s.provider_id, s.evidence,
                 )
