@@ -8,10 +8,10 @@ import golden
 import pytest
 
 LATER = {
-    "templates": "tests of the template languages, which are not this tier's",
+    "templates": "tests of template languages; nothing reads them yet, and the page of exceptions says so",
     "bounces": "mails; tests/contract/test_bounces.py reads the whole folder",
 }
-"""Folders that no test of this tier names file by file."""
+"""Folders that no test names file by file."""
 
 TESTS = Path(__file__).parents[1]
 

@@ -232,8 +232,8 @@ async def test_event_is_what_anymail_makes_of_it(case: Any) -> None:
         assert report.event_id == theirs["event_id"]
         assert report.url == theirs["click_url"]
         assert report.machine is False
-        if report.key is not None:
-            assert report.key == theirs["message_id"]
+        # Without an id of its own, Anymail takes the Message-ID, which is no key of ours.
+        assert report.key == (theirs["message_id"] if "tidings_delivery" in raw else None)
         if theirs["reject_reason"] in anymail.REASONS:
             assert report.reason is anymail.REASONS[theirs["reject_reason"]]
         if report.provider_id is None:

@@ -260,8 +260,8 @@ class ApnsProvider:
         schemes=frozenset({"apns"}),
         verified_by=(
             "a server over real TLS and HTTP/2 that follows the rules of Pushy's mock server; Apple's table of "
-            "reasons; payloads of the client apns2. Only Apple can confirm that it takes the team's key and shows what "
-            "was sent"
+            "reasons; payloads of the client apns2, where Tidings has words for what they say (7 of 32). Only Apple "
+            "can confirm that it takes the team's key and shows what was sent"
         ),
     )
 

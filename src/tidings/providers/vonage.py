@@ -280,10 +280,10 @@ class VonageProvider:
         echoes_key=True,
         reports=frozenset({EventKind.sent, EventKind.delivered, EventKind.failed, EventKind.retrying}),
         verified_by=(
-            "requests of both APIs against those of Vonage's Node library and, for the SMS API, Vonage's OpenAPI "
-            "description; signatures against the vectors of the Ruby, PHP, Node and Python libraries; answers and "
-            "callbacks against those recorded by the PHP and Python libraries and Symfony. Only Vonage itself can "
-            "confirm the current Messages API, whose description is not published."
+            "requests of both APIs against those of Vonage's Node library (its text messages and media) and, for the "
+            "SMS API, Vonage's OpenAPI description; signatures against the vectors of the Ruby, PHP, Node and Python "
+            "libraries; answers and callbacks against those recorded by the PHP and Python libraries and Symfony. Only "
+            "Vonage itself can confirm the current Messages API, whose description is not published."
         ),
     )
 
