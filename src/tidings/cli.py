@@ -576,7 +576,8 @@ def bounces(
 ) -> int:
     """Hand mails that came back to the API: from files, from standard input, or as they arrive by SMTP.
 
-    In an alias of a mail server, let it try again when the API is away: |"tidings bounces || exit 75"
+    In an alias of a mail server, let it try again when the API is away:
+    |"/opt/tidings/.venv/bin/tidings bounces || exit 75"
 
     Parameters
     ----------

@@ -11,9 +11,11 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+from golden import NotOurs
 from provider_case import DELIVERY, FixedClock
 from servers import HttpVendor, http_answer
 
+from tidings.errors import Invalid
 from tidings.ids import to_public
 from tidings.model.messages import Attachment, Email, Message, SendResult
 from tidings.model.words import Channel, EventKind, Reason
@@ -54,10 +56,6 @@ REASONS: Mapping[str, Reason] = {
 """Its reject reasons, where they say as much as ours."""
 
 
-class NotOurs(Exception):
-    """The case says what a message of ours cannot."""
-
-
 def pair_calls(case: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], Mapping[str, Any] | None]]:
     """Each e-mail of the case with the request that it led to, if it led to one."""
     calls = list(case["http_calls"])
@@ -94,6 +92,8 @@ def to_messages(sent: Mapping[str, Any], files: Sequence[tuple[str, bytes]] = ()
     if not mail.get("to"):
         raise NotOurs("no recipient")
     given = mail.get("attachments", ())
+    if files and len(files) != len(given):
+        raise NotOurs("a file that is no part of its own in the request")
     attachments = tuple(
         _to_attachment(each, *file) for each, file in zip(given, files or [("", b"")] * len(given), strict=True)
     )
@@ -140,7 +140,11 @@ async def provider(name: str, config: Mapping[str, Any]) -> AsyncIterator[Provid
     """A provider with this raw configuration."""
     guard = Guard(["127.0.0.0/8"])
     http = AiohttpTransport(guard)
-    made = create(name, parse_config(name, config), Surroundings(http, guard, FixedClock()))
+    try:
+        parsed = parse_config(name, config)
+    except Invalid as problem:
+        raise NotOurs(f"no account can be like this: {problem}") from None
+    made = create(name, parsed, Surroundings(http, guard, FixedClock()))
     try:
         yield made
     finally:

@@ -123,7 +123,7 @@ class TestMultiplexing:
         vendor = Http2Vendor(Act.stall, Answer2())
         async with client_of(vendor) as client:
             with pytest.raises(TimedOut) as caught:
-                await post(client, timeout=0.05)
+                await post(client, timeout=1.0)  # half of it is for connecting
             assert caught.value.sent
             await asyncio.wait_for(vendor.reset_came.wait(), 5)
             assert (await post(client)).status == 200
@@ -212,7 +212,7 @@ class TestFaults:
         vendor.window = 0  # and never opened
         async with client_of(vendor) as client:
             with pytest.raises(TimedOut) as caught:
-                await post(client, timeout=0.1)
+                await post(client, timeout=1.0)  # half of it is for connecting
             assert not caught.value.sent
 
     async def test_a_server_that_answers_no_ping_is_dead(self) -> None:

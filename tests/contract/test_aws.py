@@ -142,6 +142,8 @@ async def test_published_notifications(case: dict[str, Any]) -> None:
 async def test_envelopes_of_the_developer_guide(case: dict[str, Any]) -> None:
     """Their signatures are placeholders, so they are signed anew here."""
     fields = case["payload"]
+    if "Timestamp" not in fields:
+        raise golden.NotOurs("not an envelope")
     now = datetime.fromisoformat(fields["Timestamp"]) + timedelta(minutes=2)
     amazon = Amazon({fields["SigningCertURL"]: certificate()})
     receiver = SnsReceiver(fields["TopicArn"], amazon, 1.0)

@@ -12,6 +12,7 @@ import anymail
 import golden
 import pytest
 from forms import parse_form
+from golden import NotOurs
 from hypothesis import given
 from hypothesis import strategies as st
 from servers import HttpRequest
@@ -232,6 +233,8 @@ async def test_signed_nonsense_is_malformed(event: Any) -> None:
 @pytest.mark.parametrize("case", golden.cases("mailgun/anymail_callbacks_golden.json"))
 async def test_event_is_what_anymail_makes_of_it(case: Any) -> None:
     (request,) = case["requests"]
+    if not request["body"].startswith("{"):
+        raise NotOurs("a form, as Mailgun posted it before 2018")
     payload = json.loads(request["body"])
     raw = payload["event-data"]
     now = datetime.fromtimestamp(int(payload["signature"]["timestamp"]), UTC)

@@ -46,6 +46,7 @@ async def test_request_is_what_anymail_sends(case: Any) -> None:
             if call is None:
                 assert vendor.requests == []
                 continue
+            assert len(vendor.requests) == 1, result
             (request,) = vendor.requests
             assert request.target == "/email"
             assert request.headers["x-postmark-server-token"] == call["headers"]["X-Postmark-Server-Token"]

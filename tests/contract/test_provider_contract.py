@@ -18,6 +18,7 @@ import pytest
 from provider_case import DELIVERY, Answer, FixedClock, ProviderCase
 from servers import Vendor, free_port
 
+from tidings.directory.accounts import list_secret_fields
 from tidings.errors import Invalid
 from tidings.ids import to_public
 from tidings.model.messages import Deferred, Message, Rejected, SendResult, Sent, Uncertain
@@ -96,6 +97,7 @@ class TestEveryProvider:
         public, secret = split_secrets(config)
         stored = json.loads(json.dumps(public))
         assert merge_secrets(name, stored, secret) == config
+        assert set(secret) <= set(list_secret_fields(name)), "a secret that would not be shown as a placeholder"
         for value in case.secrets:
             assert value not in json.dumps(public)
             assert value not in repr(config) + str(config)

@@ -16,6 +16,7 @@ from tidings import ids
 from tidings.directory.credentials import Vault
 from tidings.directory.projects import Tracking
 from tidings.flow.evidence import DETAIL_MAX, to_ref, to_storable
+from tidings.flow.load import NO_CATEGORY, is_suppressed
 from tidings.flow.receipts import (
     ENGAGEMENT_OF,
     STATUS_OF,
@@ -95,6 +96,14 @@ def test_a_failure_does_not_stop_the_attempt_that_follows_it() -> None:
 def test_a_complaint_concerns_its_category_only() -> None:
     d = decide_receipt(State(Status.delivered, None, 0, 0), Report(EventKind.complained), category="news")
     assert (d.status, d.suppress, d.suppress_reason) == (None, "news", Reason.complained)
+
+
+def test_a_complaint_about_a_message_without_a_type_spares_those_with_one() -> None:
+    d = decide_receipt(State(Status.delivered, None, 0, 0), Report(EventKind.complained), category="")
+    assert d.suppress == NO_CATEGORY
+    assert is_suppressed(d.suppress, "")
+    assert not is_suppressed(d.suppress, "password")
+    assert is_suppressed("", "password")
 
 
 def test_the_same_report_has_the_same_event_and_another_one_another() -> None:

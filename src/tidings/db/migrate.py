@@ -132,3 +132,5 @@ async def _connect(dsn: str) -> Any:
         )
     except (OSError, TimeoutError, asyncpg.PostgresConnectionError, asyncpg.CannotConnectNowError) as error:
         raise DatabaseUnavailable(f"The database cannot be reached: {str(error) or type(error).__name__}") from error
+    except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
+        raise DatabaseUnavailable(f"The database refuses the connection: {error}") from error

@@ -426,7 +426,7 @@ def _parse_new_config(plan: AccountPlan, stored: Mapping[str, str]) -> Config:
     if len(msgspec.json.encode(plan.config)) > CONFIG_MAX:
         raise Invalid(errors=[FieldError(f"is larger than {CONFIG_MAX:,} octets", "/config")])
     given = dict(plan.config)
-    for name in _secret_fields(plan.provider):
+    for name in list_secret_fields(plan.provider):
         if given.get(name) == PLACEHOLDER:
             if name not in stored:
                 detail = f"{PLACEHOLDER} keeps what is stored, and nothing is; give the secret"
@@ -445,18 +445,24 @@ def _refuse_moved_secrets(
     """
     fields = type(config).model_fields
     moved = [n for n in fields if n in config.guards_secrets and public[n] != before.get(n, fields[n].default)]
-    kept = [name for name in _secret_fields(plan.provider) if plan.config.get(name) == PLACEHOLDER]
+    kept = [name for name in list_secret_fields(plan.provider) if plan.config.get(name) == PLACEHOLDER]
     if moved and kept:
         detail = f"give the secret anew: {PLACEHOLDER} does not keep it when {', '.join(moved)} changes"
         raise Invalid(errors=[FieldError(detail, f"/config/{name}") for name in kept])
 
 
-def _secret_fields(provider: str) -> list[str]:
+def list_secret_fields(provider: str) -> list[str]:
+    """The fields of a provider's configuration that are sealed, and shown as a placeholder."""
     kind = PROVIDERS.get(provider)
     if kind is None:
         return []
     fields = kind.spec.config.model_fields
-    return [n for n, f in fields.items() if SecretStr in (f.annotation, *get_args(f.annotation))]
+    return [name for name, field in fields.items() if _holds_secret(field.annotation)]
+
+
+def _holds_secret(annotation: Any) -> bool:
+    """Whether it is a secret, however deep among options and checks."""
+    return annotation is SecretStr or any(_holds_secret(inner) for inner in get_args(annotation))
 
 
 def _seal(vault: Vault, place: Place, config: Config) -> tuple[dict[str, Any], tuple[bytes | None, str | None]]:
@@ -486,7 +492,7 @@ def _found(row: Record | None) -> Record:
 
 def _to_account(row: Record) -> AccountInfo:
     config: dict[str, Any] = msgspec.json.decode(row["config"])
-    hidden = {name: PLACEHOLDER for name in _secret_fields(row["provider"]) if name not in config}
+    hidden = {name: PLACEHOLDER for name in list_secret_fields(row["provider"]) if name not in config}
     return AccountInfo(
         id=row["id"],
         key=row["key"],

@@ -1,7 +1,7 @@
 """Effects: the rows that follow from what became of a delivery, whoever found out: settling, or a receipt.
 
 Events, suppressions, dropped addresses and dead letters; each call is one statement for many rows, in the caller's
-transaction. Events are where status callbacks to the application (hooks) branch off.
+transaction. Hooks, which tell the application, branch off from events here.
 """
 
 from __future__ import annotations

@@ -52,6 +52,8 @@ class Delivery(NamedTuple):
     """Of the request; see `tidings.flow.options`."""
 
 
+NO_CATEGORY: Final = "-"
+"""The stream of messages without a type, which have no category. No category has such a key."""
 SENDER: Final = "sender:"
 """What stands before the name of a sender in a suppression's stream."""
 
@@ -65,7 +67,7 @@ def is_suppressed(streams: str | None, category: str) -> bool:
     if streams is None:
         return False
     found = streams.split("\n")
-    return "" in found or category in found
+    return "" in found or (category or NO_CATEGORY) in found
 
 
 def list_barred(streams: str | None) -> frozenset[str]:

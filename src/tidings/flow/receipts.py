@@ -1,5 +1,9 @@
 """Receipts: what vendors, devices and recipients report afterwards, recorded by the same table as settling.
 
+A *callback* brings `Receipts`; each holds *reports*; a report with who brought it is a `Fact`; what is stored is an
+*event*. They come from the API (`callbacks.py`, tracking links, devices), from a worker whose vendor has a connection
+of its own, and from settling (`link_sent`, `record_early`).
+
 A report finds its delivery by our own id, which most vendors echo, or by the vendor's: then it and the settling of the
 send meet at one row of `provider_ref`, whichever comes first. It may be a repetition, out of order or about somebody
 else's message. Its event's id is made of what it says, so a repetition has no room; the transition table decides what
@@ -28,7 +32,7 @@ from tidings.engine.batch import Batcher
 from tidings.flow import effects
 from tidings.flow.evidence import DETAIL_MAX, Event, to_json, to_storable, to_storable_text
 from tidings.flow.hooks import Notice, enqueue_notices
-from tidings.flow.load import SENDER
+from tidings.flow.load import NO_CATEGORY, SENDER
 from tidings.flow.measure import Counts, Dimension, Meter
 from tidings.model.transitions import decide_transition
 from tidings.model.words import EFFECTS, Channel, Effect, Engagement, EventKind, Reason, Status
@@ -127,7 +131,7 @@ def decide_receipt(state: State, report: Report, *, category: str) -> Decision:
     suppress: str | None = None
     why: Reason | None = None
     if kind in (EventKind.complained, EventKind.unsubscribed):
-        suppress = category
+        suppress = category or NO_CATEGORY
         why = Reason.complained if kind is EventKind.complained else Reason.opted_out
     counts = (*((EventKind.sent, EventKind.delivered) if lifted else ()), *((kind,) if new else ()))
     return Decision(

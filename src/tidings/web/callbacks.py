@@ -5,8 +5,9 @@
     GET  /c/{token}                                             a clicked link: leads to where the message said
     POST /r/{token}                                             what a device tells of a push message
 
-Nobody here has a key. A callback is signed by the vendor, or its path holds a secret; the others are signed by us. None
-of them says whether something exists.
+Nobody here has a key. A callback is signed by the vendor, or its path holds a secret; the others are signed by us.
+Links and pixels say the same to everybody. A callback with a bad signature hears 403 and an unknown address 404, so the
+names of accounts can be guessed there; of those whose address is the secret, nothing can.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ async def get_project(deps: Given, caller: Reader) -> Project:
 
 @router.put("/settings", response_model=ProjectView)
 async def put_settings(deps: Given, caller: Admin, body: SettingsBody) -> Project:
-    """Replaces the project's settings. Workers follow within a second."""
+    """Replaces the project's settings as a whole. Every process follows within five seconds."""
     if caller.test:
         raise Forbidden("A test key cannot change the project's settings: live messages are sent with them.")
     settings = ProjectSettings(Tracking(**body.tracking.model_dump()), body.sms_help, tuple(body.origins))

@@ -28,7 +28,8 @@ class SuppressionBody(Body):
     channel: str = Field(examples=["email"])
     address: Address = Field(examples=["ada@example.com"])
     stream: Stream = ""
-    """Empty: the whole channel. A category's key: that category. `sender:+1555…`: what comes from that sender."""
+    """Empty: the whole channel. A category's key: that category. `-`: messages without a
+    type. `sender:+1555…`: what comes from that sender."""
 
 
 class NewSuppressionBody(SuppressionBody):
