@@ -21,7 +21,7 @@ from tidings.directory.access import Caller
 from tidings.directory.accounts import ReportingAccount, list_callback_secrets, load_reporting_account
 from tidings.directory.catalog import Catalog
 from tidings.directory.credentials import Vault
-from tidings.errors import Forbidden, Invalid, Malformed, NotFound, Problem, ProviderError, SettingsError
+from tidings.errors import Forbidden, Invalid, Malformed, NotFound, Problem, ProviderError, SettingsError, Unavailable
 from tidings.flow.accept import Acceptor
 from tidings.flow.options import Options, SmsOptions
 from tidings.flow.receipts import Fact, Receiver
@@ -126,6 +126,7 @@ class Callbacks:
 
         Raises:
             NotFound: no such address.
+            Unavailable: the account cannot be used as it is stored.
             Forbidden: it does not prove where it comes from.
             Malformed: it is not to be understood.
         """
@@ -172,9 +173,10 @@ class Callbacks:
             return None
         try:
             found = await load_reporting_account(self._database, self._vault, project, provider, account)
-        except (Invalid, ProviderError, SettingsError) as error:  # ours to mend; whoever calls learns nothing of it
+        except (Invalid, ProviderError, SettingsError) as error:
+            # Ours to mend: whoever calls learns nothing of it, and repeats what it has to say until it is mended.
             log.error("callback.account_unusable", account=account, error=str(error))
-            found = None
+            raise Unavailable("This cannot be taken now; repeat it later.", retry_after=60) from None
         if found is None:
             self._known.pop(place, None)
             return None
