@@ -30,7 +30,7 @@ def check(vendor: HttpVendor, sent: Message, key: str) -> None:
 
 
 def answers(status: int, expected: object) -> Answer:
-    return Answer(str(status), lambda: HttpVendor(http_answer(status)), expected)  # type: ignore[arg-type]
+    return Answer(str(status), lambda: HttpVendor(http_answer(status)), expected)  # type: ignore[arg-type]  # one of the results
 
 
 BLOCKS = "Apprise blocks in a thread, which nothing ends before its socket's time is up"
