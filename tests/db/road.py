@@ -134,6 +134,15 @@ class Road:
     def new_acceptor(self, checkpoint: Callable[[str], Awaitable[None]] = no_checkpoint) -> Acceptor:
         return Acceptor(self.database, self.catalog, self.meter, self.clock, self.wakes, checkpoint=checkpoint)
 
+    async def wait_for_lock(self) -> None:
+        """Until somebody waits for somebody else's lock."""
+        async with asyncio.timeout(5):
+            while not await self.database.fetchval(
+                "SELECT count(*) FROM pg_locks WHERE NOT granted AND pid IN"
+                " (SELECT pid FROM pg_stat_activity WHERE datname = current_database())"
+            ):
+                await asyncio.sleep(0.005)
+
     def new_sender(self) -> Sender:
         def create(name: str, config: Config, surroundings: Surroundings) -> Provider:
             return self.vendor if name == "smtp" else registry.create(name, config, surroundings)

@@ -133,6 +133,30 @@ async def test_what_was_accepted_stays_accepted_when_it_would_be_refused_now(roa
     assert isinstance(changed, IdempotencyMismatch)
 
 
+async def test_a_refused_repetition_waits_for_the_first_that_is_being_stored(road: Road) -> None:
+    storing, may_commit = asyncio.Event(), asyncio.Event()
+
+    async def hold(point: str) -> None:
+        if point == "accept.commit":
+            storing.set()
+            await may_commit.wait()
+
+    soon = {**MAIL, "expires_at": road.clock.now() + timedelta(minutes=1)}
+    first = asyncio.create_task(_ask_of(road, road.new_acceptor(hold), soon))
+    await storing.wait()
+    road.clock.move(300)
+    again = asyncio.create_task(_ask_of(road, road.new_acceptor(), soon))
+    await road.wait_for_lock()
+    may_commit.set()
+    [told], [replayed] = await first, await again
+    assert (replayed.id, replayed.idempotent_replayed) == (told.id, True)
+
+
+async def _ask_of(road: Road, acceptor: Any, body: dict[str, Any]) -> list[Any]:
+    road.acceptor = acceptor
+    return await road.ask(body, key="k")
+
+
 async def test_projects_do_not_share_keys_or_users(road: Road, database: Database) -> None:
     other = Road(database, await database.transaction(lambda conn: make_project(conn, "q")))
     [mine], [theirs] = await road.ask(MAIL, key="k"), await other.ask(MAIL, key="k")

@@ -68,6 +68,14 @@ class Accepted(msgspec.Struct, omit_defaults=True):
     idempotent_replayed: bool = False
 
 
+class _Undo(Exception):
+    """Rolls a transaction back that only had to look."""
+
+    def __init__(self, taken: dict[tuple[int, str], tuple[bytes, Accepted]]) -> None:
+        super().__init__()
+        self.taken = taken
+
+
 Answer = Accepted | Problem
 
 _encode: Final = msgspec.json.Encoder().encode
@@ -277,16 +285,27 @@ class Acceptor:
         self, project_id: int, refused: Sequence[tuple[int, str, bytes]], answers: list[Answer | None]
     ) -> None:
         """What was accepted once stays accepted, also when a repetition would be refused: its `expires_at` has passed
-        meanwhile, its type was archived."""
-        keys = [key for _, key, _ in refused]
+        meanwhile, its type was archived. A first request that is just being stored is waited for, as by any duplicate.
+        """
+        places = {(project_id, key): fingerprint for _, key, fingerprint in refused}
+
+        async def look(conn: Connection) -> None:
+            # Claiming a key waits for whoever claims it now. Nothing of it is kept.
+            raise _Undo(await _find_taken(conn, places, self._clock.db_now(), KEY_WAIT))
+
+        known: dict[tuple[int, str], tuple[bytes, Accepted]] = {}
         try:
-            rows = await self._database.fetch(SQL.load_keys, [project_id] * len(keys), keys, self._clock.db_now())
+            await self._database.transaction(look)
+        except _Undo as undone:
+            known = undone.taken
+        except asyncpg.LockNotAvailableError:
+            for place, _, _ in refused:
+                answers[place] = IdempotencyBusy(retry_after=1)
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
             raise Unavailable(retry_after=1) from error
-        known = {row["key"]: _told(row) for row in rows}
         for place, key, fingerprint in refused:
-            if key in known:
-                first, told = known[key]
+            if (project_id, key) in known:
+                first, told = known[project_id, key]
                 answers[place] = (
                     Accepted(told.id, told.status, idempotent_replayed=True)
                     if first == fingerprint
@@ -371,14 +390,26 @@ async def _claim_keys(
     conn: Connection, leaders: dict[tuple[int, str], Draft], now: datetime | None, patience: float
 ) -> dict[tuple[int, str], tuple[bytes, Accepted]]:
     """Claim the keys that are free; answers with those that were taken before, and what was answered then."""
+    answers = {place: _encode(_accepted(draft)).decode() for place, draft in leaders.items()}
+    fingerprints = {place: draft.fingerprint or b"" for place, draft in leaders.items()}
+    return await _find_taken(conn, fingerprints, now, patience, answers)
+
+
+async def _find_taken(
+    conn: Connection,
+    fingerprints: Mapping[tuple[int, str], bytes],
+    now: datetime | None,
+    patience: float,
+    answers: Mapping[tuple[int, str], str] = {},
+) -> dict[tuple[int, str], tuple[bytes, Accepted]]:
     await conn.execute(SQL.apply_lock_timeout, f"{int(patience * 1000)}ms")
-    places = sorted(leaders)
+    places = sorted(fingerprints)
     rows = await conn.fetch(
         SQL.claim_keys,
         [p for p, _ in places],
         [k for _, k in places],
-        [leaders[place].fingerprint for place in places],
-        [_encode(_accepted(leaders[place])).decode() for place in places],
+        [fingerprints[place] for place in places],
+        [answers.get(place, "null") for place in places],
         now,
     )
     won = {(row["project_id"], row["key"]) for row in rows}
