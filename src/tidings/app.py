@@ -54,20 +54,21 @@ from tidings.engine.wakes import Wakes
 from tidings.engine.worker import Worker
 from tidings.errors import DatabaseUnsupported, SettingsError
 from tidings.flow.accept import Acceptor, forget_keys
-from tidings.flow.callbacks import Callbacks, HelpDesk, record_receipts
+from tidings.flow.callbacks import Callbacks, record_receipts
 from tidings.flow.endpoints import forget_failing
 from tidings.flow.hooks import HookSender, forget_messages
+from tidings.flow.inbound import HelpDesk, InboundRecorder, forget_inbound
 from tidings.flow.inbox import BELL_CHANNEL, Bell, Inbox
 from tidings.flow.intervene import Intervener, forget_letters
 from tidings.flow.jobs import LANE_HOOKS, name_lane
-from tidings.flow.measure import Meter, fold
+from tidings.flow.measure import Meter, Moves, fold
 from tidings.flow.plan import Planner
 from tidings.flow.receipts import Receiver, forget_early
 from tidings.flow.send import Sender
-from tidings.flow.settle import POLICIES, Policy, Settlement, Settler
+from tidings.flow.settle import POLICIES, Policy, Settler
 from tidings.flow.tracking import Signer, Tracker
 from tidings.model.messages import SendResult
-from tidings.model.words import CHANNELS_OF_THIS_VERSION, Channel, Status
+from tidings.model.words import CHANNELS_OF_THIS_VERSION, Channel
 from tidings.providers.guard import Guard
 from tidings.providers.http import AiohttpTransport
 from tidings.providers.port import Surroundings
@@ -194,7 +195,7 @@ async def open_api(core: Core, guard: Guard | None = None) -> AsyncIterator[ASGI
     from tidings.web.deps import Deps
     from tidings.web.inbox.live import Live
 
-    settings, stage = core.settings, _flush_observer(core.metrics)
+    settings, stage, road = core.settings, _flush_observer(core.metrics), _RoadMetrics(core.metrics)
     acceptor = Acceptor(
         core.database,
         core.catalog,
@@ -217,8 +218,9 @@ async def open_api(core: Core, guard: Guard | None = None) -> AsyncIterator[ASGI
         core.meter,
         core.clock,
         observe_delivered=pulse.observe_delivered,
-        answer_help=HelpDesk(acceptor, core.catalog).answer,
+        observe_moved=road.count_moves,
     )
+    inbound = InboundRecorder(core.database, core.clock, answer_help=HelpDesk(acceptor, core.catalog).answer)
     surroundings = Surroundings(http=transport, guard=guard, clock=core.clock, timeout=settings.provider_timeout)
     count_receipts = core.metrics.receipts.labels
     deps = Deps(
@@ -236,6 +238,7 @@ async def open_api(core: Core, guard: Guard | None = None) -> AsyncIterator[ASGI
             core.database,
             core.vault,
             receiver,
+            inbound,
             surroundings,
             core.clock,
             observe=lambda provider, outcome, n: count_receipts(provider, outcome).inc(n),
@@ -243,7 +246,7 @@ async def open_api(core: Core, guard: Guard | None = None) -> AsyncIterator[ASGI
         signer=Signer(core.vault),
         surroundings=surroundings,
         public_url=settings.public_url,
-        intervener=Intervener(core.database, core.meter, core.clock, core.wakes),
+        intervener=Intervener(core.database, core.meter, core.clock, core.wakes, observe_moved=road.count_moves),
         ready=_Readiness(core),
         retention=settings.retention,
         extra_openapi=hot.to_openapi(),
@@ -280,7 +283,7 @@ async def open_worker(
         core.meter,
         core.clock,
         policies=policies,
-        observe_settled=road.count_settled,
+        observe_moved=road.count_moves,
         observe_attempt=road.count_attempt,
         bell=core.bell,
     )
@@ -293,8 +296,9 @@ async def open_worker(
         core.meter,
         core.clock,
         observe_delivered=pulse.observe_delivered,
-        answer_help=HelpDesk(acceptor, core.catalog).answer,
+        observe_moved=road.count_moves,
     )
+    inbound = InboundRecorder(core.database, core.clock, answer_help=HelpDesk(acceptor, core.catalog).answer)
     sender = Sender(
         core.database,
         core.catalog,
@@ -303,7 +307,7 @@ async def open_worker(
         core.clock,
         timeout=settings.provider_timeout,
         tracker=Tracker(core.vault, settings.public_url),
-        handle_receipts=lambda account, receipts: record_receipts(receiver, account, receipts),
+        handle_receipts=lambda account, receipts: record_receipts(receiver, inbound, account, receipts),
         pulse=pulse,
     )
 
@@ -323,7 +327,7 @@ async def open_worker(
     lanes = [open_lane(int(channel), sender) for channel in served]
     if plan:  # hooks are of no channel either, and every installation has a worker that plans
         lanes.append(open_lane(LANE_HOOKS, HookSender(core.database, core.catalog, surroundings, core.clock)))
-    planner = Planner(core.database, core.catalog, core.meter, core.clock)
+    planner = Planner(core.database, core.catalog, core.meter, core.clock, observe_moved=road.count_moves)
     feed = FeedLanes(
         planner, core.database, core.clock, core.wakes, ahead=settings.planned_ahead, observe_batch=observe
     )
@@ -364,6 +368,7 @@ async def _keep_partitions(core: Core) -> None:
     await forget_failing(core.database, core.clock.now())
     await forget_usage(core.database, core.clock.now() - USAGE_KEPT)
     await forget_early(core.database, core.clock.now(), core.settings.retention)
+    await forget_inbound(core.database, core.clock.now() - core.settings.retention)
     await forget_blobs(core.database, core.clock.now() - core.settings.retention)
 
 
@@ -387,18 +392,18 @@ def _flush_observer(metrics: Metrics) -> Callable[[str, int], None]:
 
 
 class _RoadMetrics:
-    """Counts attempts and settlements. Keeps the labelled series: looking one up costs ten times what counting does."""
+    """Counts attempts, and what becomes of deliveries. Keeps the labelled series: looking one up costs ten times what
+    counting does."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._deliveries = cache(metrics.deliveries.labels)
         self._attempts = cache(metrics.attempts.labels)
         self._seconds = cache(metrics.attempt_seconds.labels)
 
-    def count_settled(self, settlement: Settlement) -> None:
-        """A delivery reached a status."""
-        status, delivery = settlement.status, settlement.delivery
-        if delivery is not None and status is not None and status is not Status.queued:
-            self._deliveries(status.name, delivery.channel.name, settlement.provider or "none").inc()
+    def count_moves(self, moves: Moves) -> None:
+        """Deliveries came to a status."""
+        for (channel, status, provider, reason), n in moves.items():
+            self._deliveries(status.name, Channel(channel).name, provider or "none", reason or "").inc(n)
 
     def count_attempt(self, account: Account, result: SendResult, seconds: float) -> None:
         """A provider answered."""

@@ -153,10 +153,11 @@ class Metrics:
         """Outcomes: accepted, duplicate, refused."""
         self.deliveries = Counter(
             "tidings_deliveries",
-            "Deliveries that reached a status",
-            ["status", "channel", "provider"],
+            "Deliveries that came to a status, and why",
+            ["status", "channel", "provider", "reason"],
             registry=registry,
         )
+        """Where there is none: provider `none`, reason empty."""
         self.attempts = Counter(
             "tidings_attempts", "Calls to providers, by result", ["channel", "provider", "result"], registry=registry
         )

@@ -29,24 +29,24 @@ SWEEP_BATCH: Final = 500
 class SweepHandler(Protocol):
     """What becomes of jobs whose worker died."""
 
-    async def apply_expired(self, conn: Connection, jobs: Sequence[Job]) -> Collection[int]:
-        """Record it and free or end each job, in the sweeper's transaction; answers with lanes that have new work."""
+    async def apply_expired(self, conn: Connection, jobs: Sequence[Job]) -> Callable[[], Collection[int]]:
+        """Record it and free or end each job, in the sweeper's transaction.
+
+        Answers with what is to be called once that is committed; this answers with the lanes that have work due at
+        once.
+        """
         ...
 
 
 async def sweep(database: Database, handler: SweepHandler, clock: Clock, wakes: Wakes) -> int:
     """Free the jobs whose lease ran out, in one transaction; answers with how many."""
-    lanes: Collection[int] = ()
 
-    async def work(conn: Connection) -> int:
-        nonlocal lanes
+    async def work(conn: Connection) -> tuple[int, Callable[[], Collection[int]]]:
         jobs = await queue.lock_expired(conn, SWEEP_BATCH, clock.db_now())
-        if jobs:
-            lanes = await handler.apply_expired(conn, jobs)
-        return len(jobs)
+        return len(jobs), await handler.apply_expired(conn, jobs) if jobs else lambda: ()
 
-    swept = await database.transaction(work)
-    wakes.announce(lanes)
+    swept, finish = await database.transaction(work)
+    wakes.announce(finish())
     if swept:
         log.warning("worker.leases_expired", jobs=swept)
     return swept

@@ -12,7 +12,8 @@
 new job. `jobs.py` says which job is which and on which lane it waits.
 
 What comes back: `callbacks.py` (a vendor's post) and `tracking.py` (links, pixels) make facts; `receipts.py` decides
-them; `effects.py` writes what follows, for settling as well; `hooks.py` tells the application. Besides the road:
-`options.py` (what a request says beyond its content), `inbox.py` (what users read and mark), `intervene.py` (cancel,
-replay) and `timeline.py` (what is shown). Only this room writes the flow tables; only the engine writes the job table.
+them; `inbound.py` takes the text messages that people write; `effects.py` writes what follows, for settling as well;
+`hooks.py` tells the application. Besides the road: `options.py` (what a request says beyond its content), `inbox.py`
+(what users read and mark), `intervene.py` (cancel, replay) and `timeline.py` (what is shown). Only this room writes the
+flow tables; only the engine writes the job table.
 """

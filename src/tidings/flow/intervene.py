@@ -21,7 +21,7 @@ from tidings.errors import Forbidden, NotFound
 from tidings.flow import effects
 from tidings.flow.evidence import Event
 from tidings.flow.jobs import send_job
-from tidings.flow.measure import Counts, Dimension, Meter
+from tidings.flow.measure import Counts, Dimension, Meter, Move, Moves, ObserveMoved
 from tidings.model.words import Channel, EventKind, Reason, Status
 
 SQL: Final = load_queries(__package__, "intervene.sql")
@@ -53,11 +53,14 @@ class DeadLetter(NamedTuple):
 class Intervener:
     """Cancels and replays, in an API process."""
 
-    def __init__(self, database: Database, meter: Meter, clock: Clock, wakes: Wakes) -> None:
+    def __init__(
+        self, database: Database, meter: Meter, clock: Clock, wakes: Wakes, *, observe_moved: ObserveMoved | None = None
+    ) -> None:
         self._database = database
         self._meter = meter
         self._clock = clock
         self._wakes = wakes
+        self._observe_moved = observe_moved
 
     async def cancel(self, caller: Caller, notification_id: UUID) -> Cancelled:
         """Stop everything of a notification that has not left yet.
@@ -74,8 +77,10 @@ class Intervener:
         """
         project_id = caller.project_id
         low, high = ids.family_range(notification_id)
+        moves: Moves = Counter()
 
         async def work(conn: Connection) -> Cancelled:
+            moves.clear()
             now = self._clock.db_now()
             notification = await conn.fetchrow(SQL.lock_notification, project_id, notification_id)
             if notification is None:
@@ -96,6 +101,7 @@ class Intervener:
             freed = await queue.remove_free_jobs(conn, project_id, waiting) if waiting else set()
             if freed:
                 rows = await conn.fetch(SQL.apply_cancelled, project_id, sorted(freed), low, high, now)
+                moves.update(Move(row["channel"], Status(row["status"]), None, Reason(row["reason"])) for row in rows)
                 stopped_ones = [row for row in rows if row["status"] == Status.cancelled]
                 await self._record(conn, project_id, notification, stopped_ones, now)
             rows = await conn.fetch(SQL.load_statuses, project_id, notification_id, low, high)
@@ -106,7 +112,10 @@ class Intervener:
             stopped = bool(unplanned) or Status.cancelled in statuses
             return Cancelled.partly if stopped else Cancelled.too_late
 
-        return await self._database.transaction(work)
+        answer = await self._database.transaction(work)
+        if self._observe_moved is not None and moves:
+            self._observe_moved(moves)
+        return answer
 
     async def _record(
         self,

@@ -18,7 +18,7 @@ UPDATE delivery SET
     reason = CASE WHEN reason = 'uncertain' THEN reason ELSE 'cancelled' END,
     ended_at = coalesce($5::timestamptz, now())
 WHERE project_id = $1 AND id = ANY ($2::uuid[]) AND id >= $3 AND id <= $4 AND status = 0
-RETURNING id, notification_id, channel, template_version_id, locale, variant, status;
+RETURNING id, notification_id, channel, template_version_id, locale, variant, status, reason;
 
 -- name: lock_dead_letters
 -- Dead letters to replay: the ones named ($2), or the oldest that fit the filters; none that came after $6.

@@ -7,13 +7,13 @@ them into the roll-ups by the minute. Dashboards read roll-ups plus the deltas n
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
 from tidings.clock import Clock
 from tidings.db.pool import Connection, Database, Runner
 from tidings.db.sql import load_queries
-from tidings.model.words import EventKind
+from tidings.model.words import EventKind, Reason, Status
 
 SQL: Final = load_queries(__package__, "measure.sql")
 
@@ -35,6 +35,22 @@ class Dimension(NamedTuple):
 
 
 Counts = Counter[tuple[Dimension, EventKind]]
+
+
+class Move(NamedTuple):
+    """A delivery came to a status: what operators see of it, without whose it is."""
+
+    channel: int
+    status: Status
+    provider: str | None
+    """Of the attempt that it is about; None where there was none."""
+    reason: Reason | None
+
+
+Moves = Counter[Move]
+ObserveMoved = Callable[[Moves], None]
+"""Told once for each transaction that moved deliveries, after its commit. Those that wait (again) are not among them.
+Every stage that moves one has such an observer, so that each is counted where it happened, and once."""
 
 
 class Meter:

@@ -33,7 +33,7 @@ from tidings.flow.evidence import Event
 from tidings.flow.hooks import enqueue_hooks
 from tidings.flow.jobs import ALL_CHANNELS, send_job
 from tidings.flow.load import is_suppressed
-from tidings.flow.measure import Counts, Dimension, Meter
+from tidings.flow.measure import Counts, Dimension, Meter, Move, Moves, ObserveMoved
 from tidings.model.words import CHANNELS_OF_THIS_VERSION, Channel, EventKind, Reason, Status
 from tidings.providers.simulator import simulated_outcome
 
@@ -207,12 +207,14 @@ class Planner:
         clock: Clock,
         *,
         checkpoint: Checkpoint = no_checkpoint,
+        observe_moved: ObserveMoved | None = None,
     ) -> None:
         self._database = database
         self._catalog = catalog
         self._meter = meter
         self._clock = clock
         self._checkpoint = checkpoint
+        self._observe_moved: ObserveMoved = observe_moved or (lambda _: None)
 
     async def feed(self, shares: Sequence[Share]) -> tuple[int, Collection[int]]:
         """Plan what the shares say, in one transaction; answers with how many, and the channels that got work."""
@@ -237,21 +239,31 @@ class Planner:
 
     async def _feed(self, shares: Sequence[Share]) -> tuple[int, Collection[int]]:
         counts: Counts = Counter()
+        moves: Moves = Counter()
         lanes: set[int] = set()
         await self._checkpoint("plan.before")
 
         async def work(conn: Connection) -> int:
             counts.clear()
+            moves.clear()
             jobs = await queue.lock_jobs(conn, shares, now=self._clock.db_now())
             if not jobs:
                 return 0
             jobs.sort(key=lambda job: job.id)
             plans = await self._decide(conn, jobs, counts)
             await self._apply(conn, jobs, plans, counts, lanes)
+            moves.update(
+                Move(p.channel, p.status, None, p.reason)
+                for _, planned, _ in plans.values()
+                for p in planned
+                if p.status is not Status.queued
+            )
             await self._checkpoint("plan.commit")
             return len(jobs)
 
         done = await self._database.transaction(work)
+        if moves:
+            self._observe_moved(moves)
         await self._checkpoint("plan.after")
         return done, lanes
 
@@ -337,8 +349,10 @@ class Planner:
 
     async def _put_aside(self, shares: Sequence[Share], error: Exception) -> None:
         """Give up on one notification for now: later again, and after some times for good."""
+        moves: Moves = Counter()
 
         async def work(conn: Connection) -> None:
+            moves.clear()
             jobs = await queue.lock_jobs(conn, shares, now=self._clock.db_now())
             for job in jobs:
                 log.error("plan.broke", notification=ids.to_public(ids.NOTIFICATION, job.id), error=to_loggable(error))
@@ -356,8 +370,11 @@ class Planner:
                 await queue.finish_jobs(conn, [job])
                 counts: Counts = Counter({(Dimension(job.project_id, channel=int(channel)), EventKind.failed): 1})
                 await self._meter.apply(conn, counts)
+                moves[Move(channel, Status.failed, None, Reason.unsupported)] += 1
 
         await self._database.transaction(work)
+        if moves:
+            self._observe_moved(moves)
 
 
 def _halve(shares: Sequence[Share]) -> tuple[Sequence[Share], Sequence[Share]]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
@@ -27,16 +27,14 @@ from tidings import ids
 from tidings.clock import Clock
 from tidings.db.pool import Connection, Database, Record
 from tidings.db.sql import load_queries
-from tidings.directory.hooks import SMS_INBOUND
 from tidings.engine.batch import Batcher
 from tidings.flow import effects
-from tidings.flow.evidence import DETAIL_MAX, Event, to_json, to_storable, to_storable_text
-from tidings.flow.hooks import Notice, enqueue_notices
-from tidings.flow.load import NO_CATEGORY, SENDER
-from tidings.flow.measure import Counts, Dimension, Meter
+from tidings.flow.evidence import DETAIL_MAX, Event, to_json, to_storable
+from tidings.flow.load import NO_CATEGORY
+from tidings.flow.measure import Counts, Dimension, Meter, Move, Moves, ObserveMoved
 from tidings.model.transitions import decide_transition
 from tidings.model.words import EFFECTS, Channel, Effect, Engagement, EventKind, Reason, Status
-from tidings.providers.port import Inbound, Report
+from tidings.providers.port import Report
 
 SQL: Final = load_queries(__package__, "receipts.sql")
 
@@ -219,7 +217,7 @@ class Receiver:
 
     Args:
         observe_delivered: told of each report of a delivery: the account, and the seconds since it was sent.
-        answer_help: given each HELP that came in, with its project, once it is stored.
+        observe_moved: told what the reports moved.
     """
 
     def __init__(
@@ -229,13 +227,13 @@ class Receiver:
         clock: Clock,
         *,
         observe_delivered: Callable[[int, float], None] | None = None,
-        answer_help: Callable[[int, Inbound], Awaitable[None]] | None = None,
+        observe_moved: ObserveMoved | None = None,
     ) -> None:
         self._database = database
         self._meter = meter
         self._clock = clock
         self._observe_delivered = observe_delivered
-        self._answer_help = answer_help
+        self._observe_moved = observe_moved
         self._batcher: Batcher[Sequence[Fact], int] = Batcher(self._flush, limit=GROUP_LIMIT, weigh=len, flushers=2)
 
     async def record(self, facts: Sequence[Fact]) -> int:
@@ -250,96 +248,39 @@ class Receiver:
 
     async def _flush(self, batch: Sequence[Sequence[Fact]]) -> Sequence[int | BaseException]:
         facts = [fact for part in batch for fact in part]
-        delivered: list[tuple[int, float]] = []
-
-        async def work(conn: Connection) -> Counter[int]:
-            delivered.clear()
-            return await apply_facts(conn, self._meter, self._clock, facts, delivered)
-
-        new = await self._database.transaction(work)
+        applied = await self._database.transaction(lambda conn: apply_facts(conn, self._meter, self._clock, facts))
         await self._meter.catch_up()
         if self._observe_delivered is not None:
-            for account_id, seconds in delivered:
+            for account_id, seconds in applied.delivered:
                 self._observe_delivered(account_id, seconds)
+        if self._observe_moved is not None and applied.moves:
+            self._observe_moved(applied.moves)
         told, at = [], 0
         for part in batch:
-            told.append(sum(new[i] for i in range(at, at + len(part))))
+            told.append(sum(i in applied.new for i in range(at, at + len(part))))
             at += len(part)
         return told
 
-    async def record_inbound(
-        self, project_id: int, account_id: int, channel: Channel, messages: Sequence[Inbound]
-    ) -> int:
-        """Keep text messages that came in, and do what their keywords say; answers with how many are new."""
-        if not messages:
-            return 0
-        # The newest of a repetition.
-        unique = {UUID(bytes=_inbound_mark(account_id, m), version=4): to_storable_text(m) for m in messages}
-        now = self._clock.db_now()
 
-        async def work(conn: Connection) -> list[Inbound]:
-            rows = [
-                (
-                    id_, project_id, account_id, int(channel), m.sender, m.recipient, m.text, m.keyword, m.provider_id,
-                )
-                for id_, m in sorted(unique.items())
-            ]  # fmt: skip
-            new = {row[0] for row in await conn.fetch(SQL.insert_inbound, *effects.to_columns(rows), now)}
-            fresh = [m for id_, m in unique.items() if id_ in new]
-            stops = [m for m in fresh if m.keyword == "stop"]
-            await effects.apply_suppressions(
-                conn,
-                [
-                    effects.Suppression(project_id, channel, m.sender, SENDER + m.recipient, Reason.opted_out, None)
-                    for m in stops
-                ],
-                now,
-            )
-            starts = [(project_id, int(channel), m.sender, SENDER + m.recipient) for m in fresh if m.keyword == "start"]
-            if starts:
-                await conn.execute(SQL.lift_opt_outs, *effects.to_columns(starts))
-            await enqueue_notices(conn, [self._to_notice(project_id, channel, m) for m in fresh], now)
-            return fresh
+class Applied(NamedTuple):
+    """What reports have come to."""
 
-        fresh = await self._database.transaction(work)
-        if self._answer_help is not None:
-            for message in fresh:
-                if message.keyword == "help":
-                    await self._answer_help(project_id, message)
-        return len(fresh)
-
-    def _to_notice(self, project_id: int, channel: Channel, message: Inbound) -> Notice:
-        data = {
-            "channel": channel.name,
-            "sender": message.sender,
-            "recipient": message.recipient,
-            "text": message.text,
-            "keyword": message.keyword,
-            "provider_id": message.provider_id,
-            "at": message.at,
-        }
-        return Notice(ids.new_id(self._clock.now(), self._clock.random), project_id, SMS_INBOUND, data)
+    new: Collection[int]
+    """The places of those whose events are new."""
+    delivered: Sequence[tuple[int, float]]
+    """The account of each message that was just reported delivered, and the seconds since it was sent."""
+    moves: Moves
 
 
-async def apply_facts(
-    conn: Connection,
-    meter: Meter,
-    clock: Clock,
-    facts: Sequence[Fact],
-    delivered: list[tuple[int, float]],
-) -> Counter[int]:
-    """Record reports in the caller's transaction; answers with the places in `facts` whose events are new.
-
-    Args:
-        delivered: gets the account of each message that was just reported delivered, and the seconds since it was sent.
-    """
+async def apply_facts(conn: Connection, meter: Meter, clock: Clock, facts: Sequence[Fact]) -> Applied:
+    """Record reports in the caller's transaction."""
     now = clock.db_now()
     targets: list[UUID | None] = [fact.target for fact in facts]
     await _resolve(conn, facts, targets, now)
     # Locked in the order of ids, as everywhere; the facts of one delivery keep the order in which they came.
     known = sorted((target.int, i) for i, target in enumerate(targets) if target is not None)
     if not known:
-        return Counter()
+        return Applied((), (), Counter())
     low, high = ids.family_bounds(target for target in targets if target is not None)
     events = [to_event_id(UUID(int=target), to_mark(facts[i])) for target, i in known]
     rows = await conn.fetch(
@@ -356,9 +297,8 @@ async def apply_facts(
     for row in rows:
         fact = facts[place := known[row["ord"] - 1][1]]
         if row["concerned"] and _is_about(row, fact.report) and not (row["recorded"] and fact.is_unique):
-            writing.take(place, row, fact, events[row["ord"] - 1], delivered)
-    new = await writing.write(conn, meter, low, high, now)
-    return Counter(dict.fromkeys(new, 1))
+            writing.take(place, row, fact, events[row["ord"] - 1])
+    return await writing.write(conn, meter, low, high, now)
 
 
 class Met(NamedTuple):
@@ -387,10 +327,11 @@ async def link_sent(conn: Connection, clock: Clock, sent: Sequence[tuple[int, in
     ]
 
 
-async def record_early(conn: Connection, meter: Meter, clock: Clock, met: Sequence[Met]) -> None:
-    """Record what was reported before these sends were settled; after they have been, in the same transaction."""
+async def record_early(conn: Connection, meter: Meter, clock: Clock, met: Sequence[Met]) -> Moves:
+    """Record what was reported before these sends were settled; after they have been, in the same transaction. Answers
+    with what it moved."""
     if not met:
-        return
+        return Counter()
     early = await conn.fetch(SQL.take_early_receipts, *effects.to_columns(met)[:3])
     places = {(m.account_id, m.provider_id): m.delivery_id for m in met}
     facts = []
@@ -404,8 +345,7 @@ async def record_early(conn: Connection, meter: Meter, clock: Clock, met: Sequen
             continue
         place = places[row["account_id"], row["provider_id"]]
         facts.append(Fact(row["project_id"], row["account_id"], report, place))
-    if facts:
-        await apply_facts(conn, meter, clock, facts, [])
+    return (await apply_facts(conn, meter, clock, facts)).moves
 
 
 async def _resolve(conn: Connection, facts: Sequence[Fact], targets: list[UUID | None], now: datetime | None) -> None:
@@ -466,8 +406,10 @@ class _Writing:
         self._dead: dict[UUID, effects.DeadLetter] = {}
         self._lifted: set[tuple[int, UUID]] = set()
         self._counts: Counts = Counter()
+        self._delivered: list[tuple[int, float]] = []
+        self._moves: Moves = Counter()
 
-    def take(self, place: int, row: Record, fact: Fact, event_id: UUID, delivered: list[tuple[int, float]]) -> None:
+    def take(self, place: int, row: Record, fact: Fact, event_id: UUID) -> None:
         """Decide one report on what the ones before it have left."""
         id_, report = row["id"], fact.report
         state = self._states.get(id_) or State(
@@ -496,8 +438,10 @@ class _Writing:
         for kind in decision.counts:
             self._counts[dimension, kind] += 1
         self._follow(row, decision)
+        if decision.status is not None:
+            self._moves[Move(row["channel"], decision.status, row["provider"], decision.reason)] += 1
         if decision.status is Status.delivered and row["sent_at"] is not None and fact.account_id is not None:
-            delivered.append((fact.account_id, max(0.0, (row["now"] - row["sent_at"]).total_seconds())))
+            self._delivered.append((fact.account_id, max(0.0, (row["now"] - row["sent_at"]).total_seconds())))
 
     def _event(self, place: int, row: Record, fact: Fact, event_id: UUID, decision: Decision) -> None:
         assert decision.event is not None
@@ -529,8 +473,8 @@ class _Writing:
         if decision.lifted:
             self._lifted.add((project_id, id_))
 
-    async def write(self, conn: Connection, meter: Meter, low: UUID, high: UUID, now: datetime | None) -> list[int]:
-        """One statement for each kind of row; answers with the places whose events are new."""
+    async def write(self, conn: Connection, meter: Meter, low: UUID, high: UUID, now: datetime | None) -> Applied:
+        """One statement for each kind of row."""
         touched = sorted(self._touched)
         if touched:
             await conn.execute(
@@ -554,7 +498,8 @@ class _Writing:
         await effects.apply_dead_letters(conn, sorted(self._dead.values(), key=lambda d: d.delivery_id), now)
         await effects.lift_dead_letters(conn, sorted(self._lifted))
         await meter.apply(conn, self._counts)
-        return [place for id_, (place, _) in self._events.items() if id_ in new]
+        places = {place for id_, (place, _) in self._events.items() if id_ in new}
+        return Applied(places, self._delivered, self._moves)
 
 
 def _dimension(row: Record, account_id: int | None) -> Dimension:
@@ -583,17 +528,8 @@ def _to_detail(report: Report) -> str | None:
     return text if detail else None
 
 
-def _inbound_mark(account_id: int, message: Inbound) -> bytes:
-    said = (message.provider_id,) if message.provider_id else (message.recipient, message.text, message.at)
-    return hashlib.sha256(msgspec.json.encode((account_id, message.sender, *said))).digest()[:16]
-
-
 async def forget_early(database: Database, now: datetime, retention: timedelta) -> None:
-    """Delete reports that waited in vain, vendors' ids of messages that are gone, and what people wrote long ago."""
-    for query, before in (
-        (SQL.forget_early, now - EARLY_KEPT),
-        (SQL.forget_refs, now - retention),
-        (SQL.forget_inbound, now - retention),
-    ):
+    """Delete reports that waited in vain, and vendors' ids of messages that are gone."""
+    for query, before in ((SQL.forget_early, now - EARLY_KEPT), (SQL.forget_refs, now - retention)):
         while await database.fetchval(query, before, FORGET_BATCH) == FORGET_BATCH:
             pass

@@ -31,6 +31,8 @@ SELECT x.ord, d.id, d.project_id, d.notification_id, d.channel, d.status, d.reas
        n.type_version_id, n.user_id, n.test, n.options::text AS options,
        coalesce((SELECT t.category_key FROM type_version t
                  WHERE t.project_id = n.project_id AND t.id = n.type_version_id), '') AS category,
+       (SELECT a.provider FROM account a
+        WHERE a.project_id = x.project_id AND a.id = coalesce(x.account_id, d.account_id)) AS provider,
        coalesce($6::timestamptz, now()) AS now,
        x.account_id IS NULL OR d.account_id = x.account_id
        OR x.account_id = (SELECT j.account_id FROM job j WHERE j.id = d.id)  -- EXISTS might be hashed: all of the queue read
@@ -67,22 +69,6 @@ FROM unnest($1::uuid[], $2::int[], $3::smallint[], $4::text[], $5::smallint[], $
 WHERE d.project_id = x.project_id AND d.id = x.id AND d.id >= $9 AND d.id <= $10
   AND d.project_id = ANY ($2) AND d.id = ANY ($1);  -- see lock_cancelled
 
--- name: insert_inbound
--- A vendor repeats itself; the id is made of what it says.
-INSERT INTO inbound_message (id, project_id, account_id, channel, sender, recipient, body, keyword, provider_id, at)
-SELECT id, project_id, account_id, channel, sender, recipient, body, keyword, provider_id, coalesce($10::timestamptz, now())
-FROM unnest($1::uuid[], $2::int[], $3::int[], $4::smallint[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[])
-     AS x (id, project_id, account_id, channel, sender, recipient, body, keyword, provider_id)
-ON CONFLICT DO NOTHING
-RETURNING id;
-
--- name: lift_opt_outs
--- START takes back what STOP said to the same sender, and nothing else.
-DELETE FROM suppression s USING unnest($1::int[], $2::smallint[], $3::text[], $4::text[])
-    AS x (project_id, channel, address, stream)
-WHERE s.project_id = x.project_id AND s.channel = x.channel AND s.address = x.address AND s.stream = x.stream
-  AND s.project_id = ANY ($1) AND s.address = ANY ($3);  -- see lock_cancelled
-
 -- name: forget_early
 -- any project: housekeeping
 WITH gone AS (
@@ -97,17 +83,6 @@ SELECT count(*)::int FROM gone;
 WITH gone AS (
     DELETE FROM provider_ref WHERE ctid = ANY (ARRAY(
         SELECT ctid FROM provider_ref WHERE created_at < $1 LIMIT $2 FOR UPDATE SKIP LOCKED))
-    RETURNING 1
-)
-SELECT count(*)::int FROM gone;
-
--- name: forget_inbound
--- What somebody wrote; a STOP or START is kept for longer, as the evidence of why they are told or not.
--- any project: housekeeping
-WITH gone AS (
-    DELETE FROM inbound_message WHERE ctid = ANY (ARRAY(
-        SELECT ctid FROM inbound_message
-        WHERE at < $1 AND coalesce(keyword, 'help') = 'help' LIMIT $2 FOR UPDATE SKIP LOCKED))
     RETURNING 1
 )
 SELECT count(*)::int FROM gone;

@@ -31,7 +31,7 @@ from tidings.flow.evidence import Event, to_ref
 from tidings.flow.hooks import apply_expired_messages
 from tidings.flow.jobs import HOOK
 from tidings.flow.load import Delivery, load_deliveries
-from tidings.flow.measure import Counts, Dimension, Meter
+from tidings.flow.measure import Counts, Dimension, Meter, Move, Moves, ObserveMoved
 from tidings.flow.receipts import link_sent, record_early
 from tidings.model.messages import (
     Deferred,
@@ -258,6 +258,14 @@ def _to_json(value: object) -> str:
     return msgspec.json.encode(value).replace(b"\\u0000", b"\\ufffd").decode()
 
 
+class Written(NamedTuple):
+    """What a batch of settlements came to."""
+
+    settlements: list[Settlement]
+    """Those that took effect."""
+    moves: Moves
+
+
 class Settler:
     """The last stage on the road, in a worker process."""
 
@@ -270,7 +278,7 @@ class Settler:
         *,
         policies: Mapping[Channel, Policy] = POLICIES,
         checkpoint: Checkpoint = no_checkpoint,
-        observe_settled: Callable[[Settlement], None] | None = None,
+        observe_moved: ObserveMoved | None = None,
         observe_attempt: Callable[[Account, SendResult, float], None] | None = None,
         bell: inbox.Bell | None = None,
     ) -> None:
@@ -280,7 +288,7 @@ class Settler:
         self._clock = clock
         self._policies = policies
         self._checkpoint = checkpoint
-        self._observe_settled = observe_settled
+        self._observe_moved = observe_moved
         self._bell = bell
         self._endpoints = Endpoints(clock)
         self.observe_attempt: Callable[[Account, SendResult, float], None] = observe_attempt or (lambda *_: None)
@@ -322,7 +330,7 @@ class Settler:
         batch = sorted(batch, key=lambda s: s.job.id)
         await self._meter.intern(_dimension(s) for s in batch if s.event is not None)
 
-        async def work(conn: Connection) -> list[Settlement]:
+        async def work(conn: Connection) -> Written:
             try:
                 written = await self.write(conn, batch)
                 await self._checkpoint("settle.commit")
@@ -336,16 +344,22 @@ class Settler:
         except BaseException:
             self._endpoints.forget()
             raise
-        if self._observe_settled is not None:
-            for settlement in written:
-                self._observe_settled(settlement)
-        if self._bell is not None:
-            new = {(s.delivery.project_id, s.delivery.address) for s in written if s.item is not None and s.delivery}
-            self._bell.ring(new)
-        return {s.job.lane for s in written if s.retry is not None and not s.retry.after}
+        return self._tell(written)
 
-    async def write(self, conn: Connection, batch: Sequence[Settlement]) -> list[Settlement]:
-        """Write settlements, sorted by job id, in the caller's transaction; answers with those that took effect."""
+    def _tell(self, written: Written) -> Collection[int]:
+        """Tell who waits for it what was committed; answers with the lanes that have work due at once."""
+        settlements, moves = written
+        if self._observe_moved is not None and moves:
+            self._observe_moved(moves)
+        if self._bell is not None:
+            new = {
+                (s.delivery.project_id, s.delivery.address) for s in settlements if s.item is not None and s.delivery
+            }
+            self._bell.ring(new)
+        return {s.job.lane for s in settlements if s.retry is not None and not s.retry.after}
+
+    async def write(self, conn: Connection, batch: Sequence[Settlement]) -> Written:
+        """Write settlements, sorted by job id, in the caller's transaction."""
         now = self._clock.db_now()
         batch = await self._respect_cancels(conn, batch)
         ours = await queue.finish_jobs(conn, [s.job for s in batch if s.retry is None])
@@ -375,16 +389,16 @@ class Settler:
         await self._meter.apply(conn, _count(counted))
         if sightings := _list_sightings(valid):
             await self._endpoints.apply(conn, sightings, now)
-        await record_early(conn, self._meter, self._clock, met)
-        return valid
+        early = await record_early(conn, self._meter, self._clock, met)
+        return Written(valid, _list_moves(counted) + early)
 
-    async def apply_expired(self, conn: Connection, jobs: Sequence[Job]) -> Collection[int]:
+    async def apply_expired(self, conn: Connection, jobs: Sequence[Job]) -> Callable[[], Collection[int]]:
         """The sweeper's handler: leases ran out, so it is not known whether these were sent; that is written down."""
         if messages := [job for job in jobs if job.kind == HOOK]:
             await apply_expired_messages(conn, messages, self._clock.db_now())
         jobs = sorted((job for job in jobs if job.kind != HOOK), key=lambda job: job.id)
         if not jobs:
-            return ()
+            return lambda: ()
         deliveries = await load_deliveries(conn, [(j.id, j.project_id) for j in jobs], self._clock.db_now())
         types = await self._catalog.load_type_versions(
             {(d.project_id, d.type_version_id) for d in deliveries if d is not None and d.type_version_id is not None}
@@ -406,8 +420,8 @@ class Settler:
                 settlement = replace(settlement, retry=settlement.retry._replace(account_id=None))
             batch.append(settlement)
         await self._meter.intern(_dimension(s) for s in batch if s.event is not None)
-        await self.write(conn, batch)
-        return ()
+        written = await self.write(conn, batch)
+        return lambda: self._tell(written)
 
     # ------------------------------------------------------------ writing
 
@@ -560,6 +574,14 @@ def _dimension(s: Settlement) -> Dimension:
         d.template_version_id or 0,
         d.variant or "",
         d.locale or "",
+    )
+
+
+def _list_moves(batch: Sequence[Settlement]) -> Moves:
+    return Counter(
+        Move(s.delivery.channel, s.status, s.provider, s.reason)
+        for s in batch
+        if s.status is not None and s.status is not Status.queued and s.delivery is not None
     )
 
 

@@ -28,11 +28,14 @@ from tidings.flow.tracking import Token, is_machine
 from tidings.model.words import EventKind
 from tidings.providers.port import RawRequest, Report
 from tidings.web.deps import Deps
+from tidings.web.edge import read_body
 
 log = structlog.get_logger(__name__)
 
 CALLBACK: Final = "/callbacks/{project}/{provider}/{account}"
 PATHS: Final = frozenset({CALLBACK, CALLBACK + "/{secret}", "/o/{token}", "/c/{token}", "/r/{token}"})
+CALLBACK_MAX: Final = 2 * 1024 * 1024
+"""Bytes of what a vendor posts. The largest are bounced mails."""
 REPORT_MAX: Final = 4 * 1024
 PATIENCE: Final = 0.5
 """Seconds that a person waits for us to store that they clicked; then they go on, and it is stored behind them."""
@@ -55,9 +58,10 @@ def add_callbacks(app: FastAPI, deps: Deps) -> None:
     """Mount the routes."""
 
     async def callback(request: Request, project: str, provider: str, account: str, secret: str = "") -> Response:
-        receipts = await deps.callbacks.take(
-            project, provider, account, secret or None, await _to_raw(request, deps.public_url)
-        )
+        # Whoever knows no address makes us read nothing.
+        source = await deps.callbacks.find(project, provider, account, secret or None)
+        body = await read_body(request.receive, CALLBACK_MAX)
+        receipts = await deps.callbacks.take(source, _to_raw(request, body, deps.public_url))
         return Response(receipts.body, receipts.status, media_type=receipts.content_type)
 
     async def opened(request: Request, token: str) -> Response:
@@ -93,7 +97,7 @@ def add_callbacks(app: FastAPI, deps: Deps) -> None:
         app.add_api_route(path, endpoint, methods=methods, include_in_schema=False)
 
 
-async def _to_raw(request: Request, public_url: str | None) -> RawRequest:
+def _to_raw(request: Request, body: bytes, public_url: str | None) -> RawRequest:
     """The request as the vendor made it: under the URL that it was told, behind whatever proxies."""
     headers: dict[str, str] = {}
     for name, value in request.headers.items():
@@ -103,7 +107,7 @@ async def _to_raw(request: Request, public_url: str | None) -> RawRequest:
     if query := request.scope.get("query_string", b""):
         target += "?" + query.decode("latin-1")
     base = public_url or f"{request.url.scheme}://{headers.get('host', '')}"
-    return RawRequest(request.method, base.rstrip("/") + target, headers, await request.body())
+    return RawRequest(request.method, base.rstrip("/") + target, headers, body)
 
 
 def _parse_report(body: bytes) -> EventKind:

@@ -36,14 +36,15 @@ BODY_MAX: Final = 1024 * 1024
 """Bytes of a request's body."""
 RAW: Final[Mapping[str, int]] = {"/api/v1/blobs": BLOB_MAX}
 """Paths whose bodies are not JSON but files, and how many bytes each may have."""
-OPEN: Final[Mapping[str, int]] = {"callbacks": 2 * 1024 * 1024, "r": 16 * 1024, "o": 0, "c": 0}
+OPEN: Final[Mapping[str, int | None]] = {"callbacks": None, "r": 16 * 1024, "o": 0, "c": 0}
 """By the first part of the path: what vendors and devices report, in whatever form, and how many bytes each may have.
-The largest are bounced mails. Whoever comes here has shown nothing, so what needs no body may have none."""
+Whoever comes here has shown nothing, so what needs no body may have none. None: the route knows callers by the path,
+and reads the body once it does."""
 _DRAIN_MAX: Final = 64 * 1024 * 1024
 """Bytes that are read and thrown away after a body proved too large, so that the caller gets to read the answer."""
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
-_WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
+_WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
 SECURITY_HEADERS: Final = (
     (b"x-content-type-options", b"nosniff"),
@@ -111,11 +112,14 @@ class Edge:
                 state["user"] = await self._door.enter(headers, extra)
             elif api:
                 state["caller"] = await self._access.authenticate(_text(headers.get(b"authorization")))
-            raw = RAW.get(scope["path"]) if api else OPEN.get(scope["path"].removeprefix("/").partition("/")[0])
-            body = await read_body(receive, BODY_MAX if raw is None else raw)
-            if body and raw is None and scope["method"] in _WITH_BODY:
-                check_json(body, headers.get(b"content-type"))
-            await self._app(scope, _replay(body, receive), answer)
+            first = scope["path"].removeprefix("/").partition("/")[0]
+            raw, of = (RAW, scope["path"]) if api else (OPEN, first)
+            if (limit := raw.get(of, BODY_MAX)) is not None:
+                body = await read_body(receive, limit)
+                if body and of not in raw and scope["method"] in _WITH_BODY:
+                    check_json(body, headers.get(b"content-type"))
+                receive = _replay(body, receive)
+            await self._app(scope, receive, answer)
         except ClientGone:
             status = 499  # as nginx counts it: there was nobody left to answer
         except Exception as error:
