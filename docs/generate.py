@@ -198,11 +198,12 @@ def render_contract_exceptions() -> str:
     """The cases of published data that do not pass."""
     listed = tomllib.loads((ROOT / "tests" / "contract" / "exceptions.toml").read_text(encoding="utf-8"))
     rows = [
-        [_code(file), "all" if case == "*" else case, reason]
-        for file, cases in sorted(listed.items())
+        [_code(file), "all" if case == "*" else case, kind.replace("_", " "), reason]
+        for file, kinds in sorted(listed.items())
+        for kind, cases in kinds.items()
         for case, reason in cases.items()
     ]
-    return _table(["data", "case", "why"], rows)
+    return _table(["data", "case", "how", "why"], rows)
 
 
 def render_provider_configs() -> str:

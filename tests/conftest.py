@@ -63,11 +63,11 @@ def template_database(postgres_dsn: str) -> Iterator[str]:
         await _run_sql(postgres_dsn, f"DROP DATABASE IF EXISTS {name}", f"CREATE DATABASE {name}")
         dsn = with_database(postgres_dsn, name)
         await migrate(dsn)
-        connection = await asyncpg.connect(dsn)
-        try:
+        async with (
+            await Database.connect(dsn, application_name="tidings-test") as migrated,
+            migrated.acquire() as connection,
+        ):
             await ensure_partitions(connection, datetime.now(UTC), days_ahead=2)
-        finally:
-            await connection.close()
 
     asyncio.run(make())
     yield name

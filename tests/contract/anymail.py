@@ -11,13 +11,13 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from golden import NotOurs
-from provider_case import DELIVERY, FixedClock
-from servers import HttpVendor, http_answer
-
+from tests.contract import golden
+from tests.contract.golden import NotOurs
+from tests.contract.provider_case import DELIVERY, FixedClock
+from tests.contract.servers import HttpVendor, http_answer
 from tidings.errors import Invalid
 from tidings.ids import to_public
-from tidings.model.messages import Attachment, Email, Message, SendResult
+from tidings.model.messages import Attachment, Email, Message, SendResult, Sent
 from tidings.model.words import Channel, EventKind, Reason
 from tidings.providers.guard import Guard
 from tidings.providers.http import AiohttpTransport
@@ -133,6 +133,11 @@ def was_taken(sent: Mapping[str, Any], message: Message) -> bool:
         return False
     status = sent["anymail_status"]["recipients"].get(message.to, {}).get("status")
     return bool(sent.get("sent")) if status is None else status in ("sent", "queued", "unknown")
+
+
+def check_taken(result: SendResult, sent: Mapping[str, Any], message: Message) -> None:
+    """The vendor takes ours exactly where the independent implementation holds that it took theirs."""
+    golden.check_taken(isinstance(result, Sent), was_taken(sent, message), result)
 
 
 @asynccontextmanager

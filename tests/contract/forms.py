@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 
-from servers import HttpRequest
 from werkzeug.datastructures import MultiDict
 from werkzeug.formparser import parse_form_data
+
+from tests.contract.servers import HttpRequest
 
 
 @dataclass
@@ -19,6 +20,15 @@ class Form:
     """Field, file name, content type, content."""
 
 
+def _in_memory(
+    total_content_length: int | None,
+    content_type: str | None,
+    filename: str | None,
+    content_length: int | None = None,
+) -> io.BytesIO:
+    return io.BytesIO()
+
+
 def parse_form(request: HttpRequest) -> Form:
     """The form in the request's body, whichever of the two encodings it has."""
     environ = {
@@ -27,7 +37,7 @@ def parse_form(request: HttpRequest) -> Form:
         "CONTENT_LENGTH": str(len(request.body)),
         "wsgi.input": io.BytesIO(request.body),
     }
-    _, fields, files = parse_form_data(environ, stream_factory=lambda **_: io.BytesIO(), silent=False)
+    _, fields, files = parse_form_data(environ, stream_factory=_in_memory, silent=False)
     assert isinstance(fields, MultiDict)
     return Form(
         {name: fields.getlist(name) for name in fields},

@@ -30,8 +30,9 @@ from h2.settings import SettingCodes, Settings
 from hyperframe.frame import GoAwayFrame
 from joserfc import jwk, jwt
 from joserfc.errors import JoseError
-from provider_case import NOW
-from servers import Act, HttpRequest, Vendor
+
+from tests.contract.provider_case import NOW
+from tests.contract.servers import Act, HttpRequest, Vendor
 
 
 @cache

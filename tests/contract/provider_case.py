@@ -9,8 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from servers import Vendor
-
+from tests.contract.servers import Vendor
 from tidings.clock import SystemClock
 from tidings.model.messages import Message, SendResult
 

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import Self
 
 
 class Act(Enum):
@@ -32,7 +33,7 @@ class Vendor(ABC):
         self._tasks: set[asyncio.Task[None]] = set()
         self._all_closed = asyncio.Event()
 
-    async def __aenter__(self) -> Vendor:
+    async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self.port = self._server.sockets[0].getsockname()[1]
         return self

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import golden
+from tests.contract import golden
 
 
 def check_shape(file: str, name: str, value: Any) -> None:

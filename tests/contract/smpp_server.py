@@ -26,7 +26,8 @@ from aiosmpplib.protocol import (
     UnbindResp,
 )
 from aiosmpplib.state import SmppCommandStatus
-from servers import Act, Vendor
+
+from tests.contract.servers import Act, Vendor
 
 
 @dataclass

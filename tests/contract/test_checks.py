@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from provider_case import FixedClock, ProviderCase
-from servers import Act, HttpVendor, SmtpScript, SmtpVendor, Vendor, http_answer
 
+from tests.contract.provider_case import FixedClock, ProviderCase
+from tests.contract.servers import Act, HttpVendor, SmtpScript, SmtpVendor, Vendor, http_answer
 from tidings.providers.guard import Guard
 from tidings.providers.http import AiohttpTransport
 from tidings.providers.port import CannotCheck, Surroundings
@@ -32,7 +32,7 @@ TOKEN = b'{"access_token": "ya29.x", "expires_in": 3599, "token_type": "Bearer"}
 
 
 async def check(name: str, vendor: Vendor, **changes: Any) -> str | None:
-    case: ProviderCase = importlib.import_module(f"cases.{name}").CASE
+    case: ProviderCase = importlib.import_module(f"tests.contract.cases.{name}").CASE
     guard = Guard(["127.0.0.0/8"])
     http = AiohttpTransport(guard)
     async with vendor:
@@ -80,7 +80,10 @@ async def test_credentials_that_may_only_send() -> None:
         await check("sns", HttpVendor(http_answer(403, body=denied)))
     wrong = b"<ErrorResponse><Error><Code>InvalidClientTokenId</Code></Error></ErrorResponse>"
     assert await check("sns", HttpVendor(http_answer(403, body=wrong)))
-    application = {"application_id": "a", "private_key": importlib.import_module("cases.fcm").PRIVATE_KEY}
+    application = {
+        "application_id": "a",
+        "private_key": importlib.import_module("tests.contract.cases.fcm").PRIVATE_KEY,
+    }
     with pytest.raises(CannotCheck):
         await check("vonage", HttpVendor(), api="messages", api_secret=None, **application)
     vendor = HttpVendor(http_answer(200, body=b"{}"))

@@ -6,10 +6,10 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from golden import check_body
-from provider_case import DELIVERY, FixedClock
-from servers import HttpVendor, http_answer
 
+from tests.contract.golden import check_body
+from tests.contract.provider_case import DELIVERY, FixedClock
+from tests.contract.servers import HttpVendor, http_answer
 from tidings.errors import Invalid
 from tidings.model.messages import Chat, Message, Rejected, SendResult, Sent, Throttled
 from tidings.model.words import Channel, Reason

@@ -14,8 +14,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from dkim.canonicalization import CanonicalizationPolicy
 from hypothesis import given
 from hypothesis import strategies as st
-from test_smtp import aiosmtpd_server, provider, send
 
+from tests.contract.test_smtp import aiosmtpd_server, provider, send
 from tidings.errors import Invalid
 from tidings.model.messages import Attachment, Email, Sent
 from tidings.providers.dkim import DkimSigner, canonicalize_body

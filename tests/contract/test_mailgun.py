@@ -8,15 +8,15 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-import anymail
-import golden
 import pytest
-from forms import parse_form
-from golden import NotOurs
 from hypothesis import given
 from hypothesis import strategies as st
-from servers import HttpRequest
 
+from tests.contract import anymail, golden
+from tests.contract.forms import parse_form
+from tests.contract.golden import NotOurs
+from tests.contract.provider_case import DELIVERY
+from tests.contract.servers import HttpRequest
 from tidings.errors import Invalid
 from tidings.model.messages import Attachment, Email, Message, Rejected, Sent
 from tidings.model.words import Channel, EventKind, Reason
@@ -76,7 +76,7 @@ async def test_request_is_what_anymail_sends(case: Any) -> None:
         config = {**CONFIG, "domain": domain}
         for message in anymail.to_messages(sent):
             result, vendor = await anymail.send("mailgun", config, message, case["mock_response"])
-            assert isinstance(result, Sent) is anymail.was_taken(sent, message), result
+            anymail.check_taken(result, sent, message)
             if isinstance(result, Sent):
                 assert f"<{result.provider_id}>" == sent["anymail_status"]["message_id"]
             if call is None:
@@ -123,7 +123,7 @@ async def test_full_request_fits_the_official_description() -> None:
         track_clicks=False,
     )
     message = Message(
-        anymail.DELIVERY,
+        DELIVERY,
         Channel.email,
         "to@example.com",
         email,
@@ -140,7 +140,7 @@ async def test_full_request_fits_the_official_description() -> None:
 
 def test_a_time_to_live_too_short_for_mailgun_is_not_said() -> None:
     message = Message(
-        anymail.DELIVERY,
+        DELIVERY,
         Channel.email,
         "to@example.com",
         Email("Hi", text="Hello"),
@@ -158,7 +158,7 @@ def test_a_time_to_live_too_short_for_mailgun_is_not_said() -> None:
 )
 def test_files_and_texts_come_through_the_form_unchanged(text: str, content: bytes, name: str) -> None:
     email = Email("Hi", text=text, attachments=(Attachment("a.bin", "application/x-a", content),))
-    message = Message(anymail.DELIVERY, Channel.email, "to@example.com", email, metadata=((name, text),))
+    message = Message(DELIVERY, Channel.email, "to@example.com", email, metadata=((name, text),))
     parts = parse_parts(message, "from@example.com")
     assert not isinstance(parts, Rejected)
     boundary = "0123456789abcdef"

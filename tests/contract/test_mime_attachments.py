@@ -71,10 +71,10 @@ def test_what_the_standard_parser_reads_is_what_went_in(
     leaves = [part for part in message.walk() if not part.is_multipart()]
     if text is not None or html is None:
         assert leaves[0].get_content_type() == "text/plain"
-        assert leaves[0].get_payload(decode=True).decode() == (normal(text) or "")
+        assert leaves[0].get_payload(decode=True) == (normal(text) or "").encode()
     if html is not None:
         rich = next(part for part in leaves if part.get_content_type() == "text/html")
-        assert rich.get_payload(decode=True).decode() == normal(html)
+        assert rich.get_payload(decode=True) == (normal(html) or "").encode()
     # Not `get_filename`: it takes white space, quotes and angle brackets off the ends of names.
     found = [
         (part["content-disposition"].params["filename"], part.get_payload(decode=True), part["content-id"])

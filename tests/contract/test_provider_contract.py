@@ -15,9 +15,9 @@ from typing import Any
 
 import msgspec
 import pytest
-from provider_case import DELIVERY, Answer, FixedClock, ProviderCase
-from servers import Vendor, free_port
 
+from tests.contract.provider_case import DELIVERY, Answer, FixedClock, ProviderCase
+from tests.contract.servers import Vendor, free_port
 from tidings.directory.accounts import list_secret_fields
 from tidings.errors import Invalid
 from tidings.ids import to_public
@@ -30,7 +30,7 @@ from tidings.providers.registry import PROVIDERS, create, merge_secrets, parse_c
 
 KEY = to_public("dlv", DELIVERY)
 CASES: dict[str, ProviderCase] = {
-    path.stem: importlib.import_module(f"cases.{path.stem}").CASE
+    path.stem: importlib.import_module(f"tests.contract.cases.{path.stem}").CASE
     for path in sorted((Path(__file__).parent / "cases").glob("*.py"))
 }
 CONNECTING = [name for name, case in CASES.items() if case.vendor is not None]

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 from aiosmpplib.codec import find_codec_info
-from golden import cases
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.contract.golden import cases
 from tidings.model.segments import (
     JOINED,
     SINGLE,

@@ -7,8 +7,6 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import anymail
-import golden
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -16,6 +14,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.contract import anymail, golden
+from tests.contract.provider_case import DELIVERY
 from tidings.errors import Invalid
 from tidings.model.messages import Email, Message, Rejected, Sent
 from tidings.model.words import Channel, EventKind, Reason
@@ -70,7 +70,7 @@ async def test_request_is_what_anymail_sends(case: Any) -> None:
         files = [(file["type"], base64.b64decode(file["content"])) for file in expected.get("attachments", ())]
         for message in anymail.to_messages(sent, files):
             result, vendor = await anymail.send("sendgrid", CONFIG, message, case["mock_response"])
-            assert isinstance(result, Sent) is anymail.was_taken(sent, message), result
+            anymail.check_taken(result, sent, message)
             if call is None:
                 assert vendor.requests == []
                 continue
@@ -119,7 +119,7 @@ async def test_full_request_fits_the_official_description() -> None:
         track_opens=True,
         track_clicks=False,
     )
-    message = Message(anymail.DELIVERY, Channel.email, "to@example.com", email, metadata=(("order", "1"),))
+    message = Message(DELIVERY, Channel.email, "to@example.com", email, metadata=(("order", "1"),))
     result, vendor = await anymail.send(
         "sendgrid", CONFIG, message, {"status": 202, "body": ""}, "X-Message-Id: 14c5.d"
     )
@@ -135,7 +135,7 @@ async def test_full_request_fits_the_official_description() -> None:
     ],
 )
 async def test_what_a_request_of_sendgrid_cannot_say_is_refused(email: Email) -> None:
-    message = Message(anymail.DELIVERY, Channel.email, "to@example.com", email)
+    message = Message(DELIVERY, Channel.email, "to@example.com", email)
     result, vendor = await anymail.send("sendgrid", CONFIG, message, {"status": 202, "body": ""})
     assert isinstance(result, Rejected)
     assert result.reason is Reason.unsupported
@@ -144,7 +144,7 @@ async def test_what_a_request_of_sendgrid_cannot_say_is_refused(email: Email) ->
 
 async def test_metadata_leave_room_for_our_key() -> None:
     metadata = (("a", "x" * 5_000), ("b", "y" * 4_000), ("c", "z" * 5_000))
-    message = Message(anymail.DELIVERY, Channel.email, "to@example.com", Email("Hi", text="Hello"), metadata=metadata)
+    message = Message(DELIVERY, Channel.email, "to@example.com", Email("Hi", text="Hello"), metadata=metadata)
     _, vendor = await anymail.send("sendgrid", CONFIG, message, {"status": 202, "body": ""})
     args = json.loads(vendor.requests[0].body)["personalizations"][0]["custom_args"]
     assert set(args) == {"tidings_delivery", "a", "b"}

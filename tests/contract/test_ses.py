@@ -12,16 +12,15 @@ from email.message import EmailMessage
 from email.utils import getaddresses
 from typing import Any
 
-import anymail
-import golden
 import pytest
-from golden import NotOurs
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from provider_case import DELIVERY, NOW, FixedClock
-from shapes import check_shape
-from sns_peer import CERTIFICATE_URL, SUBSCRIBE_URL, TOPIC, Amazon, envelope, seal
 
+from tests.contract import anymail, golden
+from tests.contract.golden import NotOurs
+from tests.contract.provider_case import DELIVERY, NOW, FixedClock
+from tests.contract.shapes import check_shape
+from tests.contract.sns_peer import CERTIFICATE_URL, SUBSCRIBE_URL, TOPIC, Amazon, envelope, seal
 from tidings.errors import Invalid
 from tidings.model.messages import Attachment, Email, Message, Rejected, SendResult, Sent
 from tidings.model.words import Channel, EventKind, Reason
@@ -78,17 +77,18 @@ async def test_request_says_what_anymail_sends(case: Any) -> None:
             continue
         for message in messages:
             result, body = await send(message, *to_mock(sent), **config)
-            assert isinstance(result, Sent) is anymail.was_taken(sent, message), result
+            anymail.check_taken(result, sent, message)
             if isinstance(result, Sent):
                 assert result.provider_id == sent["anymail_status"]["message_id"]
             if call is None:
-                assert not body
+                golden.check_taken(bool(body), False, body)
                 continue
             assert body.get("ConfigurationSetName") == call["kwargs"].get("ConfigurationSetName")
             assert theirs["to"].pop(message.to) is not None
             ours = read_ours(body)
             assert ours.pop("to") == {message.to: ""}
-            assert ours == {name: value for name, value in theirs.items() if name != "to"}
+            with golden.may_differ():
+                assert ours == {name: value for name, value in theirs.items() if name != "to"}
         assert not theirs.get("to")
 
 
@@ -478,7 +478,8 @@ FIELDS = st.sampled_from((*PARTS, *LISTS, "timestamp", "tags", "link", "delayTyp
 @settings(max_examples=30)
 @given(st.dictionaries(FIELDS, JSON | st.dictionaries(FIELDS, JSON)))
 def test_no_event_breaks_the_reading(fields: dict[str, Any]) -> None:
-    mail = {**(fields.get("mail") if isinstance(fields.get("mail"), dict) else {}), "messageId": "m-1"}
+    given = fields.get("mail")
+    mail = {**(given if isinstance(given, dict) else {}), "messageId": "m-1"}
     for kind in (*KINDS, "Reject", "Subscription"):
         text = json.dumps({**fields, "eventType": kind, "mail": mail})
         list(list_reports(Envelope("Notification", "e-1", text, NOW)))

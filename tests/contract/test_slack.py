@@ -10,8 +10,8 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from provider_case import DELIVERY, FixedClock
 
+from tests.contract.provider_case import DELIVERY, FixedClock
 from tidings.errors import Invalid
 from tidings.model.messages import Chat, Message, Rejected, SendResult, Sent, Throttled
 from tidings.model.words import Channel, Reason

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 from aiosmpplib.protocol import BindTransceiver, BindTransmitter, DeliverSm, SubmitSm
 from aiosmpplib.state import MESSAGE_STATE, NPI, RECEIPTED_MESSAGE_ID, TON, OptionalParam, PhoneNumber
-from cases.smpp import CASE, message
-from http2_server import make_certificate
 from hypothesis import given
 from hypothesis import strategies as st
-from provider_case import DELIVERY, NOW, FixedClock
-from servers import Act, free_port
-from smpp_server import SmppScript, SmppVendor
 
+from tests.contract.cases.smpp import CASE, message
+from tests.contract.http2_server import make_certificate
+from tests.contract.provider_case import DELIVERY, NOW, FixedClock
+from tests.contract.servers import Act, free_port
+from tests.contract.smpp_server import SmppScript, SmppVendor
 from tidings.errors import Invalid
 from tidings.ids import to_public
 from tidings.model.messages import Deferred, Rejected, SendResult, Sent, Sms, Throttled, Uncertain
@@ -251,7 +251,8 @@ async def test_a_centre_that_does_not_speak_tls() -> None:
 
 async def test_tls() -> None:
     pem, context = make_certificate()
-    vendor, tls = SmppVendor(tls=context), {"security": "tls", "ca_pem": pem}
+    vendor = SmppVendor(tls=context)
+    tls: dict[str, Any] = {"security": "tls", "ca_pem": pem}
     async with vendor:
         async with provider_for(vendor.port, **tls) as provider:
             assert isinstance(await provider.send(message(Sms("Hi")), KEY), Sent)

@@ -8,7 +8,7 @@ import datetime
 import ipaddress
 import re
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -23,9 +23,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
-from provider_case import DELIVERY, FixedClock
-from servers import Act, SmtpScript, SmtpVendor
 
+from tests.contract.provider_case import DELIVERY, FixedClock
+from tests.contract.servers import Act, SmtpScript, SmtpVendor
 from tidings.errors import Invalid
 from tidings.ids import to_public
 from tidings.model.messages import Deferred, Email, Message, Rejected, SendResult, Sent, Throttled, Uncertain
@@ -49,12 +49,12 @@ async def provider(
 ) -> AsyncIterator[SmtpProvider]:
     guard = guard or Guard(["127.0.0.0/8", "::1/128"])
     raw = {"host": "127.0.0.1", "port": port, "security": "none", "from_address": "shop@example.com", **config}
-    kind = SmtpProvider
+    kind: Callable[[Any, Surroundings], SmtpProvider] = SmtpProvider
     if timeout is not None:
         spec = dataclasses.replace(SmtpProvider.spec, timeout=timeout)
         kind = type("QuickSmtp", (SmtpProvider,), {"spec": spec})
     parsed = parse_config("smtp", {"helo_name": "client.example.com", **raw})
-    smtp = kind(parsed, Surroundings(AiohttpTransport(guard), guard, FixedClock()))  # type: ignore[arg-type]
+    smtp = kind(parsed, Surroundings(AiohttpTransport(guard), guard, FixedClock()))
     try:
         yield smtp
     finally:
@@ -271,7 +271,7 @@ async def test_a_copy_that_is_no_address_is_refused() -> None:
 # --- return paths and delivery reports --------------------------------------------------------------------------------
 
 SECRET = "sixteen-characters-and-more"
-VERP = {"return_path": "bounces+{key}@bounce.example.com", "verp_secret": SECRET}
+VERP: Mapping[str, Any] = {"return_path": "bounces+{key}@bounce.example.com", "verp_secret": SECRET}
 
 
 async def test_the_return_path_names_the_delivery() -> None:
@@ -389,7 +389,7 @@ async def aiosmtpd_server(
 async def test_tls_with_authentication(security: str, certificate: tuple[str, ssl.SSLContext]) -> None:
     pem, context = certificate
     async with aiosmtpd_server(context, tls=security == "tls", starttls=security == "starttls") as (port, catcher):
-        config = {"security": security, "ca_pem": pem, "username": "ada", "password": "s3cret-word"}
+        config: dict[str, Any] = {"security": security, "ca_pem": pem, "username": "ada", "password": "s3cret-word"}
         async with provider(port, host="localhost", **config) as smtp:
             for _ in range(2):
                 result = await send(smtp, Email("Grüße", text=".\nHello\n", html="<p>Zoë</p>" + "x" * 5000))

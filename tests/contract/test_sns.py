@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import parse_qsl
 
-import anymail
 import pytest
-from provider_case import DELIVERY
-from servers import HttpVendor, http_answer
-from shapes import check_shape
 
+from tests.contract import anymail
+from tests.contract.provider_case import DELIVERY
+from tests.contract.servers import HttpVendor, http_answer
+from tests.contract.shapes import check_shape
 from tidings.errors import Invalid
 from tidings.model.messages import Message, Rejected, SendResult, Sent, Sms
 from tidings.model.words import Channel, Reason

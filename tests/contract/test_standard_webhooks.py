@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from golden import cases, load
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 from standardwebhooks import Webhook as Reference
 
+from tests.contract.golden import cases, load
 from tidings.providers.port import ReceiptRefused
 from tidings.providers.webhook import TOLERANCE, parse_secret, sign, verify_signature
 

@@ -8,11 +8,11 @@ from urllib.parse import parse_qs, parse_qsl, urlencode
 
 import msgspec
 import pytest
-from cases.twilio import CALLBACK, CASE, SERVICE, SID, TOKEN, message
-from golden import ROOT, cases, check_body, load
-from provider_case import DELIVERY, NOW, FixedClock
-from servers import HttpVendor, http_answer
 
+from tests.contract.cases.twilio import CALLBACK, CASE, SERVICE, SID, TOKEN, message
+from tests.contract.golden import ROOT, cases, check_body, load
+from tests.contract.provider_case import DELIVERY, NOW, FixedClock
+from tests.contract.servers import HttpVendor, http_answer
 from tidings.errors import Invalid
 from tidings.ids import to_public
 from tidings.model.messages import Sent, Sms

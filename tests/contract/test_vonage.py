@@ -13,15 +13,15 @@ from urllib.parse import parse_qsl, urlencode
 
 import pytest
 import yaml
-from cases.vonage import CALLBACK, CASE, SECRET, SIGNATURE, message
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
-from golden import ROOT, NotOurs, cases, load, path
 from openapi_schema_validator import OAS30Validator
-from provider_case import DELIVERY, NOW, FixedClock
-from servers import Act, HttpVendor, http_answer
 
+from tests.contract.cases.vonage import CALLBACK, CASE, SECRET, SIGNATURE, message
+from tests.contract.golden import ROOT, NotOurs, cases, load, may_differ, path
+from tests.contract.provider_case import DELIVERY, NOW, FixedClock
+from tests.contract.servers import Act, HttpVendor, http_answer
 from tidings.errors import Invalid
 from tidings.ids import to_public
 from tidings.model.messages import Deferred, Message, Rejected, SendResult, Sent, Sms, Throttled, Uncertain
@@ -92,7 +92,8 @@ def test_published_request(case: dict[str, Any]) -> None:
     name = "client-ref" if api == "sms" else "client_ref"
     if name not in case["request"][2]:
         assert ours.pop(name) == key
-    assert ours == case["request"][2]
+    with may_differ():
+        assert ours == case["request"][2]
 
 
 @pytest.mark.skipif(ROOT is None, reason="TIDINGS_CONTRACTS is not set")
@@ -172,8 +173,8 @@ def test_every_published_status_means_something() -> None:
     for code, name in load("vonage/callbacks_and_responses.json")["documented_rules"]["sms_status_codes"].items():
         body = {"messages": [{"status": code, "message-id": "1", "error-text": name}]}
         result = decide_sms_result(answer(200, body), NOW)
-        expected = {"0": Sent, "1": Throttled, "5": Deferred, "10": Throttled}.get(code, Rejected)
-        assert isinstance(result, expected), name
+        kinds: dict[str, type[object]] = {"0": Sent, "1": Throttled, "5": Deferred, "10": Throttled}
+        assert isinstance(result, kinds.get(code, Rejected)), name
         assert code in ("0", "2", "3", "6", "22", "23") or result != Rejected(Reason.rejected, result.detail), name
 
 

@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from provider_case import DELIVERY, NOW, FixedClock
 from pydantic import SecretStr
-from servers import HttpRequest, HttpVendor, http_answer
 
+from tests.contract.provider_case import DELIVERY, NOW, FixedClock
+from tests.contract.servers import HttpRequest, HttpVendor, http_answer
 from tidings.errors import Invalid
 from tidings.ids import time_of, to_public
 from tidings.model.messages import Message, Rejected, SendResult, Sent, Webhook

@@ -6,9 +6,10 @@ import asyncio
 import base64
 import random
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 from uuid import UUID
 
 import msgspec
@@ -32,7 +33,7 @@ from tidings.engine.worker import sweep
 from tidings.errors import Problem
 from tidings.flow.accept import Accepted, Acceptor
 from tidings.flow.intervene import Intervener
-from tidings.flow.measure import Meter
+from tidings.flow.measure import Meter, Moves
 from tidings.flow.plan import Planner
 from tidings.flow.request import Request
 from tidings.flow.send import Sender
@@ -118,10 +119,12 @@ class Road:
         self.catalog = Catalog(database, self.clock, vault=Vault([KEY]))
         self.meter = Meter(database, self.clock)
         self.wakes = Wakes()
+        self.moves: Moves = Counter()
+        """What the observers were told."""
         self.acceptor = self.new_acceptor()
         self.feed = self.new_feed()
-        self.settler = Settler(database, self.catalog, self.meter, self.clock)
-        self.intervener = Intervener(database, self.meter, self.clock, self.wakes)
+        self.settler = Settler(database, self.catalog, self.meter, self.clock, observe_moved=self.moves.update)
+        self.intervener = Intervener(database, self.meter, self.clock, self.wakes, observe_moved=self.moves.update)
         self.caller = self.new_caller()
         guard = Guard([])
         self._surroundings = Surroundings(http=AiohttpTransport(guard), guard=guard, clock=self.clock)
@@ -145,7 +148,9 @@ class Road:
 
     def new_sender(self) -> Sender:
         def create(name: str, config: Config, surroundings: Surroundings) -> Provider:
-            return self.vendor if name == "smtp" else registry.create(name, config, surroundings)
+            if name == "smtp":
+                return cast(Provider, self.vendor)  # without receipts, it needs no `receive`: see the port
+            return registry.create(name, config, surroundings)
 
         return Sender(
             self.database,
@@ -173,7 +178,9 @@ class Road:
         )
 
     def new_feed(self, checkpoint: Callable[[str], Awaitable[None]] = no_checkpoint) -> FeedLanes:
-        planner = Planner(self.database, self.catalog, self.meter, self.clock, checkpoint=checkpoint)
+        planner = Planner(
+            self.database, self.catalog, self.meter, self.clock, checkpoint=checkpoint, observe_moved=self.moves.update
+        )
         return FeedLanes(planner, self.database, self.clock, self.wakes)
 
     async def ask(self, *bodies: dict[str, Any], caller: Caller | None = None, key: str | None = None) -> list[Any]:

@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from road import KEY, HandClock, Road, make_project
 
+from tests.db.road import KEY, HandClock, Road, make_project
 from tidings.db.pool import Connection, Database
 from tidings.directory.accounts import AccountPlan, AccountState, Allowance, Quotas, load_states, put_account
 from tidings.directory.audit import Actor

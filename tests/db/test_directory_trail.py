@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import asyncpg
 import pytest
@@ -33,7 +34,7 @@ async def test_a_project_begins_with_what_every_project_has(database: Database, 
         await database.transaction(lambda conn: create_project(conn, "shop", "Again"))
     for key in ("", "Shop", "-x", "a_b", "x" * 41):
         with pytest.raises(Invalid):
-            await database.transaction(lambda conn, key=key: create_project(conn, key, "Wrong"))
+            await database.transaction(partial(create_project, key=key, name="Wrong"))
 
 
 async def test_trail_ids_are_uuid7_of_their_time_and_rows_never_change(database: Database, actor: Actor) -> None:

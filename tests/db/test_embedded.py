@@ -91,6 +91,7 @@ def starter(folder: Path, prelude: str = "", postlude: str = "") -> Iterator[tup
     finally:
         process.kill()
         process.wait()
+        assert process.stdout is not None
         process.stdout.close()
 
 

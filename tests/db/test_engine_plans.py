@@ -22,6 +22,7 @@ from tidings.engine.jobs import SQL as JOBS
 from tidings.flow.accept import SQL as ACCEPT
 from tidings.flow.effects import SQL as EFFECTS
 from tidings.flow.hooks import SQL as HOOKS
+from tidings.flow.inbound import SQL as INBOUND
 from tidings.flow.inbox import SQL as INBOX
 from tidings.flow.intervene import SQL as INTERVENE
 from tidings.flow.load import SQL as LOAD
@@ -163,7 +164,7 @@ def hot(chosen: list[UUID]) -> dict[str, tuple[str, tuple[Any, ...]]]:
         ),
         "resolve_refs": (RECEIPTS.resolve_refs, ([7] * n, names, ones, none, TODAY)),
         "take_early_receipts": (RECEIPTS.take_early_receipts, ([7] * n, names, ones)),
-        "lift_opt_outs": (RECEIPTS.lift_opt_outs, (ones, ones, names, names)),
+        "lift_opt_outs": (INBOUND.lift_opt_outs, (ones, ones, names, names)),
         "drop_addresses": (EFFECTS.drop_addresses, (ones, names, ones, names, TODAY)),
         "delete_lifted_letters": (EFFECTS.delete_lifted_letters, (ones, chosen)),
         "load_hook_subjects": (

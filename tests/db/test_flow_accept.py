@@ -8,8 +8,8 @@ from typing import Any
 
 import asyncpg
 import pytest
-from road import Road, make_project
 
+from tests.db.road import Road, make_project
 from tidings.db.pool import Database
 from tidings.errors import CommitUnknown, IdempotencyBusy, IdempotencyMismatch, Invalid, Unavailable
 from tidings.flow.accept import FORGET_BATCH, Accepted, forget_keys
@@ -87,7 +87,7 @@ async def test_a_key_that_is_held_too_long_is_busy_and_its_neighbours_go(road: R
         assert 0.9 < clock.time() - began < 3.0
         await other.execute("ROLLBACK")
     assert isinstance(held, IdempotencyBusy)
-    assert all(isinstance(answer, Accepted) for [answer] in others)
+    assert all(isinstance(told, list) and isinstance(told[0], Accepted) for told in others)
     [answer] = await road.ask(MAIL, key="held")
     assert isinstance(answer, Accepted)
 

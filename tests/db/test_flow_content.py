@@ -9,13 +9,13 @@ from email import message_from_bytes
 from email.message import EmailMessage
 from email.policy import default as modern
 from ipaddress import ip_network
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from road import KEY, Road, Vendor, make_project
 
+from tests.db.road import KEY, Road, Vendor, make_project
 from tidings.db.pool import Connection, Database
 from tidings.demo.catcher import MailCatcher
 from tidings.directory.accounts import AccountPlan, put_account
@@ -72,7 +72,8 @@ async def put(road: Road, key: str, channel: str, provider: str, config: dict[st
 
     async def work(conn: Connection) -> int:
         await put_account(conn, Actor(road.project_id, "system"), Vault([KEY]), key, plan)
-        return await conn.fetchval("SELECT id FROM account WHERE project_id = $1 AND key = $2", road.project_id, key)
+        query = "SELECT id FROM account WHERE project_id = $1 AND key = $2"
+        return int(await conn.fetchval(query, road.project_id, key))
 
     id_ = await road.database.transaction(work)
     road.catalog.forget(road.project_id)
@@ -215,7 +216,7 @@ class Vendors:
         self.by_name: dict[str, Vendor] = {}
 
     def create(self, name: str, config: Config, surroundings: Surroundings) -> Provider:
-        return self.by_name.setdefault(name, Vendor())
+        return cast(Provider, self.by_name.setdefault(name, Vendor()))  # as in road.py
 
     def sent_by(self, name: str) -> list[str]:
         return [message.to for message in self.by_name[name].sent] if name in self.by_name else []
@@ -304,6 +305,7 @@ async def test_what_was_claimed_for_another_vendors_account_goes_to_its_own(road
     await road.database.execute("UPDATE job SET account_id = $1", wrong)
     await road.send(Channel.push)
     job = await road.database.fetchrow("SELECT account_id, attempt FROM job")
+    assert job is not None
     assert (job["account_id"], job["attempt"]) == (apple, 0)
     assert await road.count("event") == 0
     await road.send(Channel.push)

@@ -10,17 +10,19 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from road import LEASE, Road, make_project
 
+from tests.db.road import LEASE, Road, make_project
 from tidings.db.pool import Database
 from tidings.engine import jobs as queue
 from tidings.engine.shares import Share
 from tidings.errors import NotFound
 from tidings.flow.intervene import Cancelled, forget_letters
-from tidings.flow.measure import fold
+from tidings.flow.measure import Move, fold
+from tidings.flow.receipts import Fact, Receiver
 from tidings.flow.timeline import load_view
 from tidings.model.messages import Deferred, Rejected, Sent, Uncertain
 from tidings.model.words import Channel, EventKind, Reason, Status
+from tidings.providers.port import Report
 
 
 @pytest.fixture
@@ -323,6 +325,40 @@ async def test_a_type_of_a_newer_version_stops_nobody_else(road: Road) -> None:
 
 
 # ---------------------------------------------------------------- ends
+
+
+async def test_every_status_is_told_once_by_the_stage_that_brought_it_about(road: Road) -> None:
+    def told(status: Status, provider: str | None, reason: Reason | None) -> int:
+        return road.moves.pop(Move(Channel.email, status, provider, reason), 0)
+
+    first = await road.accept()
+    await road.plan()
+    assert not road.moves, "what waits has come to nothing yet"
+    await road.send()
+    assert told(Status.sent, "smtp", None) == 1
+    [delivery] = await road.deliveries(first)
+    bounced = Report(EventKind.failed, provider_id="m-1", reason=Reason.bounced)
+    receiver = Receiver(road.database, road.meter, road.clock, observe_moved=road.moves.update)
+    fact = Fact(road.project_id, delivery["account_id"], bounced, delivery["id"])
+    await receiver.record([fact, fact])
+    assert told(Status.failed, "smtp", Reason.bounced) == 1
+    await road.accept()
+    await road.plan()
+    assert told(Status.skipped, None, Reason.suppressed) == 1
+    cancelled = await road.accept(to={"user": "bob"})
+    await road.plan()
+    await road.intervener.cancel(road.caller, cancelled)
+    await road.intervener.cancel(road.caller, cancelled)
+    assert told(Status.cancelled, None, Reason.cancelled) == 1
+    await road.accept(to={"user": "bob"}, guarantee="at_most_once")
+    await road.plan()
+    lane = await start_send(road)
+    road.clock.move(LEASE.total_seconds() + 1)
+    await road.sweep()
+    assert told(Status.failed, "smtp", Reason.uncertain) == 1
+    await end_send(road, lane)
+    assert told(Status.sent, "smtp", None) == 1, "the late answer proves it"
+    assert not road.moves
 
 
 async def test_a_bounce_suppresses_what_is_planned_next_and_what_is_on_its_way(road: Road) -> None:

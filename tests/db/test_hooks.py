@@ -11,8 +11,8 @@ from typing import Any
 import asyncpg
 import pytest
 from pydantic import SecretStr
-from road import KEY, LEASE, Road, make_project
 
+from tests.db.road import KEY, LEASE, Road, make_project
 from tidings import ids
 from tidings.db.pool import Database
 from tidings.directory.accounts import AccountPlan, put_account
@@ -32,6 +32,7 @@ from tidings.directory.hooks import (
 )
 from tidings.engine import jobs as queue
 from tidings.engine.lane import SendLane
+from tidings.engine.shares import Share
 from tidings.errors import Conflict, Invalid, NotFound
 from tidings.flow.accept import Accepted
 from tidings.flow.endpoints import TOLD_AFTER, Endpoints, Sighting
@@ -45,8 +46,8 @@ from tidings.flow.hooks import (
     replay_messages,
     send_test,
 )
+from tidings.flow.inbound import InboundRecorder
 from tidings.flow.jobs import LANE_HOOKS
-from tidings.flow.receipts import Receiver
 from tidings.flow.settle import Settler
 from tidings.model.messages import Deferred, Rejected, Sent, Uncertain
 from tidings.model.words import Channel, Reason
@@ -246,10 +247,10 @@ async def test_an_operators_cancel_and_replay_are_told(road: Hooked) -> None:
 
 async def test_a_text_message_that_came_in_is_told_once(road: Hooked) -> None:
     await road.listen(SMS_INBOUND)
-    receiver = Receiver(road.database, road.meter, road.clock)
+    inbound = InboundRecorder(road.database, road.clock)
     message = Inbound("+14155550100", "+14155550199", "Stop", provider_id="SM1", keyword="stop")
     for _ in range(2):
-        await receiver.record_inbound(road.project_id, 1, Channel.sms, [message])
+        await inbound.record(road.project_id, 1, Channel.sms, [message])
     await road.tell()
     [told] = road.wire.told()
     assert told["type"] == SMS_INBOUND
@@ -372,7 +373,7 @@ async def test_a_dead_worker_loses_no_message(road: Hooked) -> None:
     [waiting] = await queue.load_waiting(
         road.database, (7, 7), count=9, projects=9, after_project=0, ahead=0, now=road.clock.now()
     )
-    share = queue.Share(waiting.lane, waiting.priority, waiting.project_id, None, 1)
+    share = Share(waiting.lane, waiting.priority, waiting.project_id, None, 1)
     assert len(await queue.claim_jobs(road.database, [share], lease=LEASE, now=road.clock.now())) == 1
     assert await road.tell() == 0
     road.clock.move(LEASE.total_seconds() + 1)

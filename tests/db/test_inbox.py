@@ -11,8 +11,8 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from road import Road, make_project
 
+from tests.db.road import Road, make_project
 from tidings import ids
 from tidings.clock import SystemClock
 from tidings.db.pool import Database
@@ -87,7 +87,7 @@ async def test_one_ring_for_a_batch_after_its_commit(road: Road) -> None:
     road.sender = road.new_sender()
     road.lanes[Channel.in_app] = road.new_lane(Channel.in_app)
     await _tell(road, "ada", "bob", "ada")
-    assert rung == [{to_tag((road.project_id, "ada")), to_tag((road.project_id, "bob"))}]
+    assert rung == [frozenset({to_tag((road.project_id, "ada")), to_tag((road.project_id, "bob"))})]
 
 
 async def test_what_the_user_does_is_recorded_once(road: Road, inbox: Inbox) -> None:

@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
-from proxy import Cut, proxy, through
 
+from tests.db.proxy import Cut, proxy, through
 from tidings.db.pool import Connection, Database, Listener, Notifier, savepoint, to_loggable
 from tidings.errors import CommitUnknown, DatabaseError, DatabaseUnavailable, DatabaseUnsupported
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import msgspec
 import pytest
-from road import Road, make_project
 
+from tests.db.road import Road, make_project
 from tidings import ids
 from tidings.db.pool import Database
-from tidings.flow.measure import Meter
+from tidings.flow.inbound import InboundRecorder, forget_inbound
+from tidings.flow.measure import Meter, Move
 from tidings.flow.receipts import SQL, Fact, Receiver
 from tidings.model.messages import Deferred, Sent, Uncertain
 from tidings.model.words import Channel, EventKind, Reason, Status
@@ -36,7 +37,7 @@ async def sent(road: Road, *, provider_id: str | None = None) -> Any:
 
 
 def receiver(road: Road) -> Receiver:
-    return Receiver(road.database, road.meter, road.clock)
+    return Receiver(road.database, road.meter, road.clock, observe_moved=road.moves.update)
 
 
 async def record(road: Road, delivery: Any, *kinds: EventKind, account: int | None = None, **more: Any) -> int:
@@ -128,6 +129,10 @@ async def test_a_vendor_that_knows_only_its_own_id_is_met_whoever_comes_first(ro
     assert await receiver(road).record([fact]) == 0, "the repetition that comes after both"
     counts = await road.recount()
     assert (counts[EventKind.sent], counts[EventKind.delivered]) == (1, 1)
+    assert road.moves == {
+        Move(Channel.email, Status.sent, "smtp", None): 1,
+        Move(Channel.email, Status.delivered, "smtp", None): 1,
+    }
 
 
 async def test_receipt_and_settling_at_the_same_moment_meet(road: Road) -> None:
@@ -194,7 +199,7 @@ async def test_an_early_receipt_that_nobody_can_read_keeps_no_send_from_being_se
 
 async def test_a_failure_that_is_repeated_after_a_replay_fails_nothing_again(road: Road) -> None:
     delivery = await sent(road)
-    bounce = {"provider_id": "m-1", "reason": Reason.too_large}
+    bounce: dict[str, Any] = {"provider_id": "m-1", "reason": Reason.too_large}
     assert await record(road, delivery, EventKind.failed, **bounce) == 1
     assert (await now(road, delivery))["status"] == Status.failed
     assert await road.intervener.replay(road.caller, delivery_ids=None) == 1
@@ -232,6 +237,7 @@ async def test_a_delivered_receipt_before_settling_ends_the_delivery(road: Road)
     await road.finish(lane)
     assert (await now(road, delivery))["status"] == Status.delivered
     assert await road.count("job") == 0
+    assert road.moves == {Move(Channel.email, Status.delivered, "smtp", None): 1}, "and settling moved nothing more"
 
 
 async def test_a_receipt_lifts_what_nobody_knew(road: Road) -> None:
@@ -263,16 +269,28 @@ async def test_a_dead_number_reported_late_is_suppressed_although_a_retry_waits(
 
 
 async def test_stop_and_start_concern_the_sender_they_were_said_to(road: Road) -> None:
-    book = receiver(road)
+    inbound = InboundRecorder(road.database, road.clock)
     stop = Inbound("+4915112345678", "+15550001", "STOP", "in-1", keyword="stop")
-    assert await book.record_inbound(road.project_id, 1, Channel.sms, [stop]) == 1
-    assert await book.record_inbound(road.project_id, 1, Channel.sms, [stop]) == 0
+    assert await inbound.record(road.project_id, 1, Channel.sms, [stop]) == 1
+    assert await inbound.record(road.project_id, 1, Channel.sms, [stop]) == 0
     [row] = await road.database.fetch("SELECT address, stream, reason FROM suppression")
     assert tuple(row) == ("+4915112345678", "sender:+15550001", "opted_out")
     start = Inbound("+4915112345678", "+15550002", "START", "in-2", keyword="start")
-    await book.record_inbound(road.project_id, 1, Channel.sms, [start])
+    await inbound.record(road.project_id, 1, Channel.sms, [start])
     assert await road.count("suppression") == 1, "START to another sender changes nothing"
     start = Inbound("+4915112345678", "+15550001", "START", "in-3", keyword="start")
-    await book.record_inbound(road.project_id, 1, Channel.sms, [start])
+    await inbound.record(road.project_id, 1, Channel.sms, [start])
     assert await road.count("suppression") == 0
     assert await road.count("inbound_message") == 3
+
+
+async def test_what_people_wrote_is_forgotten_but_for_why_they_are_told_or_not(road: Road) -> None:
+    inbound = InboundRecorder(road.database, road.clock)
+    said = [Inbound("+4915112345678", "+15550001", word, word, keyword=word) for word in ("stop", "start", "help")]
+    await inbound.record(road.project_id, 1, Channel.sms, [*said, Inbound("+4915112345678", "+15550001", "Hello")])
+    await forget_inbound(road.database, road.clock.now())
+    assert await road.count("inbound_message") == 4
+    road.clock.move(1)
+    await forget_inbound(road.database, road.clock.now())
+    rows = await road.database.fetch("SELECT body FROM inbound_message ORDER BY body")
+    assert [row["body"] for row in rows] == ["start", "stop"]

@@ -36,7 +36,7 @@ def test_a_wrong_name_says_which_there_are() -> None:
     with pytest.raises(AttributeError, match=r"box\.sql has no block named 'load_three'; it has load_one, load_two"):
         _ = queries.load_three
     with pytest.raises(AttributeError, match="cannot be changed"):
-        queries.load_one = "SELECT 3"  # type: ignore[misc]
+        queries.load_one = "SELECT 3"
 
 
 @pytest.mark.parametrize(

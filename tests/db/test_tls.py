@@ -12,8 +12,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from proxy import proxy, through
 
+from tests.db.proxy import proxy, through
 from tidings.db.migrate import current_revision
 from tidings.db.pool import Database
 from tidings.errors import DatabaseUnavailable

@@ -31,6 +31,7 @@ from tidings.directory.tokens import Tokens
 from tidings.engine.wakes import Wakes
 from tidings.flow.accept import Acceptor
 from tidings.flow.callbacks import Callbacks
+from tidings.flow.inbound import InboundRecorder
 from tidings.flow.inbox import Bell, Inbox
 from tidings.flow.intervene import Intervener
 from tidings.flow.measure import Meter
@@ -187,7 +188,7 @@ async def api(database: Database) -> AsyncIterator[Api]:
         live=live,
         intervener=Intervener(database, Meter(database, clock), clock, Wakes()),
         receiver=receiver,
-        callbacks=Callbacks(database, vault, receiver, surroundings, clock),
+        callbacks=Callbacks(database, vault, receiver, InboundRecorder(database, clock), surroundings, clock),
         signer=Signer(vault),
         surroundings=surroundings,
         ready=ready,

@@ -67,7 +67,17 @@ async def _ids_of(owner: Any) -> dict[str, str]:
 
 
 async def _snapshot(api: Any, project_id: int) -> dict[str, list[Any]]:
-    tables = ("app_user", "address", "category", "api_key", "template", "template_version", "type", "account", "audit")
+    tables: tuple[str, ...] = (
+        "app_user",
+        "address",
+        "category",
+        "api_key",
+        "template",
+        "template_version",
+        "type",
+        "account",
+        "audit",
+    )
     tables += ("notification", "delivery", "event", "dead_letter", "job", "blob")
     return {
         table: await api.deps.database.fetch(f"SELECT * FROM {table} WHERE project_id = $1 ORDER BY 1, 2", project_id)
@@ -89,7 +99,7 @@ async def test_no_route_reaches_into_another_project(api: Any) -> None:
             names = re.findall(r"{(\w+)}", path)
             unknown = set(names) - set(ids)
             assert not unknown, f"{where}: say in _ids_of what {unknown} is in the owner's project"
-            body = {} if wanted in ("put", "post", "patch") else None
+            body: dict[str, object] | None = {} if wanted in ("put", "post", "patch") else None
             answer = await stranger.request(wanted.upper(), path.format_map(ids), json=body)
             tried += 1
             assert answer.status_code < 500, f"{where}: {answer.text}"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -15,12 +17,12 @@ from tidings import ids
 from tidings.directory.accounts import to_callback_path
 from tidings.engine.wakes import Wakes
 from tidings.flow.accept import Acceptor
-from tidings.flow.callbacks import HelpDesk
+from tidings.flow.inbound import HelpDesk, InboundRecorder
 from tidings.flow.measure import Meter
-from tidings.flow.receipts import Receiver
 from tidings.flow.tracking import Token
 from tidings.model.words import Channel, EventKind, Scope, Status
 from tidings.providers.port import Inbound
+from tidings.web.server import serve
 
 FIREFOX = {"user-agent": "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"}
 POSTMARK = {
@@ -186,6 +188,35 @@ async def test_addresses_that_do_not_exist_say_nothing_of_those_that_do(api: Any
     assert len({a.json()["detail"] for a in answers}) == 1
 
 
+async def test_a_body_for_no_address_is_not_read(api: Any) -> None:
+    tenant = await api.new_project()
+    path = await postmark(tenant)
+    base, _, secret = path.rpartition("/")
+    read: list[str] = []
+
+    async def body(asked: str) -> AsyncIterator[bytes]:
+        read.append(asked)
+        yield b"{}"
+
+    wrong = [base, f"{base}/{'A' * len(secret)}", path.replace("/post/", "/other/"), "/callbacks/what"]
+    # Twice: what was asked for a moment ago is remembered.
+    assert [(await api.client.post(asked, content=body(asked))).status_code for asked in wrong * 2] == [404] * 8
+    assert read == []
+    assert (await api.client.post(path, content=body(path))).status_code == 400
+    assert read == [path]
+
+
+async def test_who_knows_no_address_hears_so_without_sending_a_body(api: Any) -> None:
+    tenant = await api.new_project()
+    head = f"POST /callbacks/{tenant.project_key}/postmark/none HTTP/1.1\r\nhost: a\r\ncontent-length: 2000000\r\n\r\n"
+    async with serve(api.front, "127.0.0.1", 0, timedelta(seconds=1)) as url, asyncio.timeout(10):
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+        writer.write(head.encode())
+        assert (await reader.readline()).startswith(b"HTTP/1.1 404 ")
+        writer.close()
+        await writer.wait_closed()
+
+
 async def test_what_a_vendor_cannot_mean_is_refused_and_survived(api: Any) -> None:
     tenant = await api.new_project()
     path = await postmark(tenant)
@@ -270,14 +301,14 @@ async def test_help_is_answered_in_the_projects_words_once(api: Any) -> None:
     meter = Meter(api.deps.database, api.clock)
     acceptor = Acceptor(api.deps.database, api.deps.catalog, meter, api.clock, Wakes())
     desk = HelpDesk(acceptor, api.deps.catalog)
-    receiver = Receiver(api.deps.database, meter, api.clock, answer_help=desk.answer)
+    inbound = InboundRecorder(api.deps.database, api.clock, answer_help=desk.answer)
     help_ = Inbound("+4915112345678", "+15550001", "HELP", "in-1", keyword="help")
-    await receiver.record_inbound(tenant.project_id, 1, Channel.sms, [help_])
+    await inbound.record(tenant.project_id, 1, Channel.sms, [help_])
     assert await api.deps.database.fetchval("SELECT count(*) FROM notification") == 0, "it has no words yet"
     await tenant.put("/api/v1/project/settings", {"sms_help": "Shop: write to help@example.com. STOP ends this."})
     again = msgspec.structs.replace(help_, provider_id="in-2")
     for _ in range(2):
-        await receiver.record_inbound(tenant.project_id, 1, Channel.sms, [again])
+        await inbound.record(tenant.project_id, 1, Channel.sms, [again])
     [row] = await api.deps.database.fetch("SELECT to_address, content::text, options::text FROM notification")
     assert row["to_address"] == "+4915112345678"
     assert json.loads(row["content"])["text"].startswith("Shop:")

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from moto.core import DEFAULT_ACCOUNT_ID
+from moto.core.models import DEFAULT_ACCOUNT_ID
 from moto.server import ThreadedMotoServer
 from moto.ses.models import ses_backends
 from moto.sns.models import sns_backends
@@ -94,7 +94,9 @@ async def test_raw_mail(moto: str) -> None:
     assert set(raw.destinations) == {"ann@example.net"}  # from the request, and once more from the mail
     mail = message_from_string(raw.raw_data, policy=policy.default)
     assert (mail["Subject"], mail["X-A"], mail["To"]) == ("Grüße", "ä", "ann@example.net")
-    assert mail.get_body(("plain",)).get_content().strip() == "Zoë 🎉"
+    body = mail.get_body(("plain",))
+    assert body is not None
+    assert body.get_content().strip() == "Zoë 🎉"
     (attached,) = mail.iter_attachments()
     assert (attached.get_filename(), attached.get_content()) == ("Rechnung für Zoë.pdf", b"%PDF-")
 

@@ -37,7 +37,7 @@ from tidings.providers.guard import Guard
 from tidings.providers.http import AiohttpTransport
 from tidings.providers.port import RawRequest, Report, Surroundings
 from tidings.providers.registry import parse_config
-from tidings.providers.smtp import SmtpProvider
+from tidings.providers.smtp import SmtpConfig, SmtpProvider
 
 DAEMONS = Path("/usr/lib/postfix/sbin")
 DELIVERY = UUID("019a0000-0000-7000-8000-000000000001")
@@ -175,7 +175,9 @@ async def desk(postfix: Postfix) -> AsyncIterator[Desk]:
         "dkim_selector": "s1",
         "dkim_private_key": PEM,
     }
-    provider = SmtpProvider(parse_config("smtp", config), Surroundings(http, guard, SystemClock()))
+    parsed = parse_config("smtp", config)
+    assert isinstance(parsed, SmtpConfig)
+    provider = SmtpProvider(parsed, Surroundings(http, guard, SystemClock()))
     reports: asyncio.Queue[Report] = asyncio.Queue()
     handed: asyncio.Queue[Handed] = asyncio.Queue()
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import msgspec
-from world import LEASE, RECEIPT_REASONS, World
 
+from tests.sim.world import LEASE, RECEIPT_REASONS, World
 from tidings import ids
 from tidings.flow.intervene import Cancelled
 from tidings.flow.receipts import ENGAGEMENT_OF
@@ -202,8 +202,8 @@ def _counted(facts: Facts) -> Iterator[str]:
     rolled = {(r["project_id"], r["kind"]): r["n"] for r in facts.tables["rolled"]}
     for place in sorted({*recount, *rolled}):
         if recount[place] != rolled.get(place, 0):
-            kind = EventKind(place[1]).name
-            yield f"roll-up of {kind} in {place[0]}: {rolled.get(place, 0)}, counted {recount[place]}"
+            named = EventKind(place[1]).name
+            yield f"roll-up of {named} in {place[0]}: {rolled.get(place, 0)}, counted {recount[place]}"
 
 
 def is_receipt(event: Any) -> bool:

@@ -10,14 +10,16 @@ import asyncio
 import itertools
 import os
 import random
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import pytest
 import structlog
-from checks import find_faults, load_facts
-from virtual import VirtualLoop, admin_connection
-from world import (
+
+from tests.sim.checks import find_faults, load_facts
+from tests.sim.virtual import VirtualLoop, admin_connection
+from tests.sim.world import (
     HISTORY,
     LEASE,
     OWNER,
@@ -30,7 +32,6 @@ from world import (
     midnight_is_near,
     settle_in,
 )
-
 from tidings.db.pool import Database
 
 CHAOS_ENDS = 16.0
@@ -139,9 +140,9 @@ async def run(world: World) -> list[str]:
     return broken
 
 
-def _owned(loop: asyncio.AbstractEventLoop, coro: object, **more: object) -> asyncio.Task[object]:
+def _owned(loop: asyncio.AbstractEventLoop, coro: Any, **more: Any) -> asyncio.Task[Any]:
     """Tasks belong to the process that starts them, and do not start in a dead one."""
-    task: asyncio.Task[object] = asyncio.Task(coro, loop=loop, **more)  # type: ignore[arg-type]  # as the loop hands it over
+    task: asyncio.Task[Any] = asyncio.Task(coro, loop=loop, **more)
     owner = OWNER.get()
     if owner is not None:
         owner.tasks.add(task)

@@ -81,9 +81,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
                 self.create_task(self._look())
             return events
         if self.done:  # in a fixed order, whichever answer was the first in real time
-            place = min(self.done, key=lambda place: place[0])
-            self.done.remove(place)
-            _resolve(place[1])
+            first = min(self.done, key=lambda place: place[0])
+            self.done.remove(first)
+            _resolve(first[1])
             return []
         may = sorted((place for place in self.waiting if place[2]()), key=lambda place: place[0])
         if may:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).parent))  # for the modules beside this file that are no tests
-
-from scripted_server import Server
+from tests.unit.scripted_server import Server
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted_server import Server, Step
 
+from tests.unit.scripted_server import Server, Step
 from tidings.bounces import MAX_SENT, Courier, Handed, Listener
 from tidings.cli import Exit, main
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted_server import Server, Step
 
+from tests.unit.scripted_server import Server, Step
 from tidings.cli import Exit, main, print_up
 from tidings.demo.keeping import DemoSecrets, save_demo_secrets
 from tidings.demo.welcome import UpInfo

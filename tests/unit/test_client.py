@@ -10,8 +10,8 @@ from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
-from scripted_server import Server, Step
 
+from tests.unit.scripted_server import Server, Step
 from tidings import client as tidings
 from tidings.client import requests
 from tidings.client.attempts import Patience, Retries, parse_retry_after
@@ -48,8 +48,8 @@ def connect(server: Server, time_: Time) -> Iterator[Connect]:
     opened: list[tidings.Client] = []
 
     def connect(**options: Any) -> tidings.Client:
-        arguments = {"api_key": "tdg_demo_k_s3cret", "url": server.url, "rng": random.Random(1)} | options
-        client = tidings.Client(sleep=time_.sleep, monotonic=time_.monotonic, **arguments)
+        own: dict[str, Any] = {"api_key": "tdg_demo_k_s3cret", "url": server.url, "rng": random.Random(1)}
+        client = tidings.Client(sleep=time_.sleep, monotonic=time_.monotonic, **own | options)
         opened.append(client)
         return client
 
@@ -243,7 +243,7 @@ def test_delete_whose_first_answer_was_lost(server: Server, connect: Connect) ->
 
 
 def test_batch_in_chunks_with_outcomes_in_order(server: Server, connect: Connect) -> None:
-    first = [{"id": f"ntf_{n}", "status": "queued"} for n in range(999)]
+    first: list[dict[str, Any]] = [{"id": f"ntf_{n}", "status": "queued"} for n in range(999)]
     first.insert(500, {"problem": {"type": "https://x/#invalid", "title": "T", "status": 422, "detail": "d"}})
     server.steps = [Step(202, {"results": first}), Step(202, {"results": [{"id": "ntf_last", "status": "queued"}]})]
     outcomes = connect().send_batch([{"to": {"user": f"u{n}"}, "type": "t"} for n in range(1001)])

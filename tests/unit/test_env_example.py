@@ -29,7 +29,7 @@ def test_the_values_are_the_defaults(tmp_path: Path) -> None:
     class Defaults(Settings):
         """The settings without the environment that the tests run in."""
 
-        model_config = SettingsConfigDict(**{**Settings.model_config, "env_file": None})  # type: ignore[typeddict-item]
+        model_config = SettingsConfigDict(**{**Settings.model_config, "env_file": None})
 
         @classmethod
         def settings_customise_sources(cls, settings_cls: type[BaseSettings], **sources: object) -> tuple:  # type: ignore[override, type-arg]

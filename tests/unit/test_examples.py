@@ -12,8 +12,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from scripted_server import Server, Step
 from standardwebhooks import Webhook
+
+from tests.unit.scripted_server import Server, Step
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 AT = "2026-01-01T00:00:00Z"

@@ -159,9 +159,11 @@ def test_recipients_are_as_deliveries_have_them() -> None:
 def test_times_and_texts() -> None:
     at = datetime(2017, 12, 15, 0, 59, 29, tzinfo=UTC)
     assert parse_unix(1513299569) == parse_unix("1513299569") == parse_unix(1513299569000) == at
-    for wrong in (None, "", "now", [], {}, float("nan"), float("inf"), -1e300, 1e300):
+    wrongs: tuple[object, ...] = (None, "", "now", [], {}, float("nan"), float("inf"), -1e300, 1e300)
+    for wrong in wrongs:
         assert parse_unix(wrong) is None
     assert parse_text(12) == "12"
     assert parse_text("a") == "a"
-    for nothing in ("", None, True, [], {}, 1.5):
+    nothings: tuple[object, ...] = ("", None, True, [], {}, 1.5)
+    for nothing in nothings:
         assert parse_text(nothing) is None

@@ -1,8 +1,9 @@
 from datetime import UTC, datetime
 from email import message_from_bytes, policy
 from email.header import decode_header, make_header
-from email.message import EmailMessage
+from email.message import EmailMessage, MIMEPart
 from email.utils import parseaddr
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -50,7 +51,7 @@ def check_lines(raw: bytes, *, eight_bit: bool) -> None:
     assert eight_bit or raw.isascii()
 
 
-def content(part: EmailMessage | None) -> str:
+def content(part: MIMEPart | None) -> str:
     assert part is not None
     payload = part.get_payload(decode=True)
     assert isinstance(payload, bytes)
@@ -139,8 +140,9 @@ def test_own_and_impossible_field_names_are_refused(name: str) -> None:
 
 @pytest.mark.parametrize("field", ["subject", "text", "html"])
 def test_half_a_surrogate_pair_is_refused(field: str) -> None:
+    parts: dict[str, Any] = {"subject": "Hi", "text": "x", field: "\ud800"}
     with pytest.raises(MailRefused, match=f"^{field}: half"):
-        render(Email(**{"subject": "Hi", "text": "x", field: "\ud800"}))
+        render(Email(**parts))
 
 
 @pytest.mark.parametrize(

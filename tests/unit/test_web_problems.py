@@ -67,7 +67,7 @@ async def _read(*messages: dict[str, object], limit: int = 10) -> bytes:
     queue: asyncio.Queue[dict[str, object]] = asyncio.Queue()
     for message in messages:
         queue.put_nowait({"type": "http.request", **message})
-    return await read_body(queue.get, limit)  # type: ignore[arg-type]  # the queue's dicts are ASGI messages
+    return await read_body(queue.get, limit)
 
 
 async def test_bodies_are_read_whole_or_not_at_all() -> None:

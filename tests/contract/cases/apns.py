@@ -3,10 +3,10 @@ from datetime import timedelta
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
-from http2_server import Answer2, ApnsVendor, Http2Vendor, make_certificate, refuse
-from provider_case import DELIVERY, NOW, Answer, ProviderCase
-from servers import Act
 
+from tests.contract.http2_server import Answer2, ApnsVendor, Http2Vendor, make_certificate, refuse
+from tests.contract.provider_case import DELIVERY, NOW, Answer, ProviderCase
+from tests.contract.servers import Act
 from tidings.model.messages import Deferred, Message, Push, PushAction, Rejected, SendResult, Sent, Sms, Throttled
 from tidings.model.words import Channel, Priority, Reason
 

@@ -1,9 +1,8 @@
 import json
 import warnings
 
-from provider_case import DELIVERY, Answer, ProviderCase
-from servers import Act, HttpVendor, http_answer
-
+from tests.contract.provider_case import DELIVERY, Answer, ProviderCase
+from tests.contract.servers import Act, HttpVendor, http_answer
 from tidings.model.messages import Chat, Deferred, Message, Rejected, Sent, Throttled, Uncertain
 from tidings.model.words import Channel, Reason
 from tidings.providers.apprise import list_reachable

@@ -3,9 +3,8 @@ import json
 from datetime import timedelta
 from email.header import decode_header, make_header
 
-from provider_case import DELIVERY, Answer, ProviderCase
-from servers import Act, HttpVendor, http_answer
-
+from tests.contract.provider_case import DELIVERY, Answer, ProviderCase
+from tests.contract.servers import Act, HttpVendor, http_answer
 from tidings.model.messages import (
     Attachment,
     Deferred,

@@ -1,10 +1,9 @@
 import json
 from datetime import timedelta
 
-from golden import ROOT, check_body
-from provider_case import DELIVERY, Answer, ProviderCase
-from servers import Act, HttpVendor, http_answer
-
+from tests.contract.golden import ROOT, check_body
+from tests.contract.provider_case import DELIVERY, Answer, ProviderCase
+from tests.contract.servers import Act, HttpVendor, http_answer
 from tidings.model.messages import Chat, Deferred, Message, Rejected, SendResult, Sent, Sms, Throttled, Uncertain
 from tidings.model.words import Channel, Reason
 
@@ -28,7 +27,7 @@ def check(vendor: HttpVendor, sent: Message, key: str) -> None:
     assert (request.method, request.target) == ("POST", f"{path}?wait=true{thread}")
     assert request.headers["content-type"] == "application/json"
     body = json.loads(request.body)
-    expected = {"content": sent.content.text, "allowed_mentions": {"parse": []}}
+    expected: dict[str, object] = {"content": sent.content.text, "allowed_mentions": {"parse": []}}
     if sent.content.title is not None:
         embed = {"title": "Order A-1", "url": "https://shop.example.com/?a=1&b=2"}
         expected |= {"embeds": [embed], "username": "Shop", "tts": False}

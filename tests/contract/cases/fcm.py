@@ -6,9 +6,9 @@ from urllib.parse import parse_qs
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from joserfc import jwk, jwt
-from provider_case import DELIVERY, NOW, Answer, ProviderCase
-from servers import Act, HttpRequest, HttpVendor, Vendor, http_answer
 
+from tests.contract.provider_case import DELIVERY, NOW, Answer, ProviderCase
+from tests.contract.servers import Act, HttpRequest, HttpVendor, Vendor, http_answer
 from tidings.model.messages import (
     Deferred,
     Message,

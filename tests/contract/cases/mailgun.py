@@ -2,10 +2,9 @@ import base64
 import json
 from datetime import timedelta
 
-from forms import parse_form
-from provider_case import DELIVERY, NOW, Answer, ProviderCase
-from servers import Act, HttpVendor, http_answer
-
+from tests.contract.forms import parse_form
+from tests.contract.provider_case import DELIVERY, NOW, Answer, ProviderCase
+from tests.contract.servers import Act, HttpVendor, http_answer
 from tidings.model.messages import (
     Attachment,
     Deferred,

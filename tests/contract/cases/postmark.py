@@ -2,9 +2,8 @@ import base64
 import json
 from datetime import timedelta
 
-from provider_case import DELIVERY, Answer, ProviderCase
-from servers import Act, HttpVendor, http_answer
-
+from tests.contract.provider_case import DELIVERY, Answer, ProviderCase
+from tests.contract.servers import Act, HttpVendor, http_answer
 from tidings.model.messages import (
     Attachment,
     Deferred,

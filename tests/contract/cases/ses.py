@@ -4,9 +4,8 @@ import re
 from datetime import timedelta
 from email import message_from_bytes, policy
 
-from provider_case import DELIVERY, NOW, Answer, ProviderCase
-from servers import Act, HttpVendor, http_answer
-
+from tests.contract.provider_case import DELIVERY, NOW, Answer, ProviderCase
+from tests.contract.servers import Act, HttpVendor, http_answer
 from tidings.model.messages import (
     Attachment,
     Deferred,

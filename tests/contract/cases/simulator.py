@@ -1,5 +1,4 @@
-from provider_case import DELIVERY, ProviderCase
-
+from tests.contract.provider_case import DELIVERY, ProviderCase
 from tidings.model.messages import Email, InApp, Message, Sms, Webhook
 from tidings.model.words import Channel
 

@@ -1,9 +1,8 @@
 from datetime import timedelta
 
-from provider_case import DELIVERY, NOW, Answer, ProviderCase
-from servers import Act
-from smpp_server import SmppScript, SmppVendor
-
+from tests.contract.provider_case import DELIVERY, NOW, Answer, ProviderCase
+from tests.contract.servers import Act
+from tests.contract.smpp_server import SmppScript, SmppVendor
 from tidings.model.messages import Deferred, Message, Rejected, SendResult, Sms, Throttled, Uncertain
 from tidings.model.words import Channel, Reason
 

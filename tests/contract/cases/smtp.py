@@ -6,9 +6,9 @@ from typing import Any
 import dkim
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
-from provider_case import DELIVERY, NOW, Answer, ProviderCase
-from servers import Act, SmtpScript, SmtpVendor
 
+from tests.contract.provider_case import DELIVERY, NOW, Answer, ProviderCase
+from tests.contract.servers import Act, SmtpScript, SmtpVendor
 from tidings.model.messages import Attachment, Deferred, Email, Message, Rejected, SendResult, Sms, Throttled, Uncertain
 from tidings.model.words import Channel, Reason
 
@@ -55,7 +55,8 @@ def check(vendor: SmtpVendor, sent: Message, key: str) -> None:
 
 def says(label: str, expected: SendResult, **script: Any) -> Answer:
     def vendor() -> SmtpVendor:
-        return SmtpVendor(SmtpScript(**{k: [v] if isinstance(v, bytes | Act) else v for k, v in script.items()}))
+        fields: dict[str, Any] = {k: [v] if isinstance(v, bytes | Act) else v for k, v in script.items()}
+        return SmtpVendor(SmtpScript(**fields))
 
     return Answer(label, vendor, expected)
 

@@ -2,9 +2,8 @@ import re
 from datetime import timedelta
 from urllib.parse import parse_qsl
 
-from provider_case import DELIVERY, NOW, Answer, ProviderCase
-from servers import Act, HttpVendor, http_answer
-
+from tests.contract.provider_case import DELIVERY, NOW, Answer, ProviderCase
+from tests.contract.servers import Act, HttpVendor, http_answer
 from tidings.model.messages import Deferred, Message, Rejected, SendResult, Sent, Sms, Throttled, Uncertain
 from tidings.model.words import Channel, Reason
 

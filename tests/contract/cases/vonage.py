@@ -2,9 +2,8 @@ import base64
 import json
 from datetime import timedelta
 
-from provider_case import DELIVERY, NOW, Answer, ProviderCase
-from servers import Act, HttpVendor, http_answer
-
+from tests.contract.provider_case import DELIVERY, NOW, Answer, ProviderCase
+from tests.contract.servers import Act, HttpVendor, http_answer
 from tidings.model.messages import Deferred, Email, Message, Rejected, SendResult, Sms, Throttled, Uncertain
 from tidings.model.words import Channel, Reason
 
@@ -36,7 +35,7 @@ def check(vendor: HttpVendor, sent: Message, key: str) -> None:
     assert request.headers["authorization"] == f"Basic {base64.b64encode(f'abcd1234:{SECRET}'.encode()).decode()}"
     content = sent.content
     assert isinstance(content, Sms)
-    expected = {
+    expected: dict[str, object] = {
         "from": "Tidings" if sent.to.startswith("+49") else "14155550100",
         "to": sent.to[1:],
         "client_ref": key,

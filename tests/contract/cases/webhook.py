@@ -1,9 +1,9 @@
 from datetime import timedelta
 
-from provider_case import DELIVERY, NOW, Answer, ProviderCase
-from servers import Act, HttpVendor, http_answer
 from standardwebhooks import Webhook as Verifier
 
+from tests.contract.provider_case import DELIVERY, NOW, Answer, ProviderCase
+from tests.contract.servers import Act, HttpVendor, http_answer
 from tidings.model.messages import Deferred, Message, Rejected, SendResult, Sent, Sms, Webhook
 from tidings.model.words import Channel, Reason
 

@@ -6,10 +6,10 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from joserfc import jwk, jwt
-from provider_case import DELIVERY, NOW, Answer, ProviderCase
-from push_reader import decrypt
-from servers import Act, HttpVendor, http_answer
 
+from tests.contract.provider_case import DELIVERY, NOW, Answer, ProviderCase
+from tests.contract.push_reader import decrypt
+from tests.contract.servers import Act, HttpVendor, http_answer
 from tidings.model.messages import Deferred, Message, Push, PushAction, Rejected, SendResult, Sent, Sms
 from tidings.model.words import Channel, Priority, Reason
 

@@ -8,8 +8,9 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from servers import Act, HttpRequest, SmtpScript, SmtpVendor, Vendor, http_answer
 from standardwebhooks import Webhook, WebhookVerificationError
+
+from tests.contract.servers import Act, HttpRequest, SmtpScript, SmtpVendor, Vendor, http_answer
 
 _MESSAGE_ID = re.compile(rb"^Message-ID: <([^>]*)>\r$", re.MULTILINE | re.IGNORECASE)
 

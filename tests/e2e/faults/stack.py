@@ -11,10 +11,10 @@ from ipaddress import ip_network
 from typing import Any
 
 import httpx
-from harness import SECRET_KEY, Project, make_project, until
 from pydantic import SecretStr
 from starlette.types import ASGIApp
 
+from tests.e2e.faults.harness import SECRET_KEY, Project, make_project, until
 from tidings.app import Core, open_api, open_core, open_worker
 from tidings.client import AsyncClient, Notification
 from tidings.db.pool import Database
@@ -93,7 +93,7 @@ async def open_stack(
         project: see `make_project`.
     """
     settings = Settings(
-        _env_file=None,
+        _env_file=None,  # type: ignore[call-arg]  # of pydantic-settings, which does not tell mypy
         secret_key=SecretStr(SECRET_KEY),
         public_url=public_url,
         provider_timeout=timedelta(seconds=timeout),

@@ -25,9 +25,9 @@ from typing import Any
 
 import aiohttp
 import pytest
-from harness import WEBHOOK_SECRET, Process, Project, System, drained, make_project, open_system, until
-from receivers import MailReceiver, WebhookReceiver
 
+from tests.e2e.faults.harness import WEBHOOK_SECRET, Process, Project, System, drained, make_project, open_system, until
+from tests.e2e.faults.receivers import MailReceiver, WebhookReceiver
 from tidings.db.embedded import EmbeddedServer
 from tidings.db.migrate import migrate
 from tidings.db.partitions import ensure_partitions

@@ -5,11 +5,11 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from harness import WEBHOOK_SECRET, until
-from receivers import MailReceiver, WebhookReceiver
-from servers import Act, http_answer
-from stack import events, open_stack
 
+from tests.contract.servers import Act, http_answer
+from tests.e2e.faults.harness import WEBHOOK_SECRET, until
+from tests.e2e.faults.receivers import MailReceiver, WebhookReceiver
+from tests.e2e.faults.stack import events, open_stack
 from tidings.flow.settle import Policy
 from tidings.model.words import Channel
 

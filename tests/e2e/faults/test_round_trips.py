@@ -17,7 +17,8 @@ from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
-from stack import Stack, events, open_stack
+
+from tests.e2e.faults.stack import Stack, events, open_stack
 
 PUBLIC = "https://tidings.example.com"
 SENDER, PHONE = "+15005550006", "+14155552671"

@@ -7,10 +7,10 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from harness import WEBHOOK_SECRET, drained, until
-from receivers import WebhookReceiver
-from servers import http_answer
-from stack import Stack, events, open_stack
+from tests.contract.servers import http_answer
+from tests.e2e.faults.harness import WEBHOOK_SECRET, drained, until
+from tests.e2e.faults.receivers import WebhookReceiver
+from tests.e2e.faults.stack import Stack, events, open_stack
 
 
 def soon(seconds: float) -> datetime:

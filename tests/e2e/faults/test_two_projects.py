@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import httpx
 import pytest
-from harness import WEBHOOK_SECRET, make_project
-from receivers import WebhookReceiver
-from servers import http_answer
-from stack import open_stack
 
+from tests.contract.servers import http_answer
+from tests.e2e.faults.harness import WEBHOOK_SECRET, make_project
+from tests.e2e.faults.receivers import WebhookReceiver
+from tests.e2e.faults.stack import open_stack
 from tidings.client import AsyncClient, Invalid, NotFound, Problem
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import httpx
 import pytest
-from visitors import COOKIE, LISTED, OTHER, Page, fill, sign_in
 
+from tests.e2e.inbox.visitors import COOKIE, LISTED, OTHER, Page, fill, sign_in
 from tidings.directory.credentials import Vault
 from tidings.directory.tokens import Tokens
 from tidings.errors import Unauthenticated

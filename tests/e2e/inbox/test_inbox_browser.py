@@ -14,8 +14,8 @@ from typing import Any
 import httpx
 import pytest
 from aiohttp import web
-from harness import Project, make_project, open_system
 
+from tests.e2e.faults.harness import Project, make_project, open_system
 from tidings.client import AsyncClient
 from tidings.db.pool import Database
 
@@ -178,8 +178,8 @@ async def test_a_page_follows_its_users_inbox(
                     assert update["data"]["read_at"]
 
                     for kind, status in (("with a header", 200), ("with the cookie", 200), ("with neither", 401)):
-                        [answer] = await site.wait_for(kind)
-                        assert answer["status"] == status, answer
+                        [met] = await site.wait_for(kind)
+                        assert met["status"] == status, met
 
                     # The process stops: the stream ends, and the browser comes back by itself to the next one.
                     last = max(int(told["id"]) for told in site.told if told.get("id"))

@@ -11,10 +11,11 @@ from typing import Any
 
 import httpx
 import pytest
-from visitors import COOKIE, LISTED, OTHER, Events, fill, sign_in, to_uuids
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.typing import Subprotocol
 
+from tests.e2e.inbox.visitors import COOKIE, LISTED, OTHER, Events, fill, sign_in, to_uuids
 from tidings.flow.inbox import Mark
 from tidings.web.inbox.live import End
 from tidings.web.server import serve
@@ -47,7 +48,7 @@ class Served:
                 await asyncio.sleep(0.01)
 
     def socket(self, token: str | None, query: str = "", **options: Any) -> connect:
-        protocols = ["tidings.inbox"] if token is None else ["tidings.inbox", token]
+        protocols = [Subprotocol(word) for word in ("tidings.inbox", token) if word is not None]
         address = f"ws{self.url.removeprefix('http')}/api/v1/inbox/socket{query}"
         return connect(address, subprotocols=protocols, proxy=None, **options)
 
@@ -336,7 +337,7 @@ async def test_who_may_open_a_socket(served: Served) -> None:
     tenant = served.tenant
     await tenant.put("/api/v1/project/settings", {"origins": [LISTED]})
     token = await sign_in(tenant)
-    cookie = {"additional_headers": {"cookie": f"{COOKIE}={token}"}}
+    cookie: dict[str, Any] = {"additional_headers": {"cookie": f"{COOKIE}={token}"}}
     for good in (
         served.socket(token),
         served.socket(token, origin=LISTED),

@@ -11,11 +11,11 @@ from typing import Any
 
 import httpx
 import pytest
-from harness import Project, System, make_project, open_system
-from visitors import Events
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
+from tests.e2e.faults.harness import Project, System, make_project, open_system
+from tests.e2e.inbox.visitors import Events
 from tidings.db.pool import Database
 
 

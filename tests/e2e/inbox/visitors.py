@@ -47,7 +47,7 @@ class Page:
     """What a page or an app asks on behalf of its user."""
 
     def __init__(self, tenant: Any, token: str, **headers: str) -> None:
-        self._client = tenant.api.client
+        self._client: httpx.AsyncClient = tenant.api.client
         self.headers = {"authorization": f"Bearer {token}", **headers}
 
     async def get(self, path: str = "", **options: Any) -> httpx.Response:
