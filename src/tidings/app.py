@@ -54,8 +54,12 @@ from tidings.engine.wakes import Wakes
 from tidings.engine.worker import Worker
 from tidings.errors import DatabaseUnsupported, SettingsError
 from tidings.flow.accept import Acceptor, forget_keys
+from tidings.flow.breaker import Breaker
+from tidings.flow.broadcasts import Broadcaster
 from tidings.flow.callbacks import Callbacks, record_receipts
+from tidings.flow.caps import forget_counters
 from tidings.flow.endpoints import forget_failing
+from tidings.flow.events import EventAcceptor
 from tidings.flow.hooks import HookSender, forget_messages
 from tidings.flow.inbound import HelpDesk, InboundRecorder, forget_inbound
 from tidings.flow.inbox import BELL_CHANNEL, Bell, Inbox
@@ -65,7 +69,8 @@ from tidings.flow.measure import Meter, Moves, fold
 from tidings.flow.plan import Planner
 from tidings.flow.receipts import Receiver, forget_early
 from tidings.flow.send import Sender
-from tidings.flow.settle import POLICIES, Policy, Settler
+from tidings.flow.settle import Settler
+from tidings.flow.settlement import POLICIES, Policy
 from tidings.flow.tracking import Signer, Tracker
 from tidings.model.messages import SendResult
 from tidings.model.words import CHANNELS_OF_THIS_VERSION, Channel
@@ -204,9 +209,10 @@ async def open_api(core: Core, guard: Guard | None = None) -> AsyncIterator[ASGI
         core.wakes,
         window=settings.accept_window_ms / 1000,
         horizon=settings.retention - timedelta(days=1),
+        breaker=Breaker(observe=core.metrics.runaways.inc),
         observe_batch=stage,
     )
-    access = Access(core.database, core.clock)
+    access = Access(core.database, core.clock, rate=settings.api_rate)
     inbox = Inbox(core.database, core.meter, core.clock, core.bell)
     live = Live(inbox, core.clock, core.metrics, draining=core.draining)
     guard = guard or Guard(settings.private_targets)
@@ -230,6 +236,9 @@ async def open_api(core: Core, guard: Guard | None = None) -> AsyncIterator[ASGI
         metrics=core.metrics,
         vault=core.vault,
         catalog=core.catalog,
+        broadcaster=Broadcaster(
+            core.catalog, core.clock, core.wakes, horizon=settings.retention - timedelta(days=1)
+        ),
         tokens=Tokens(core.database, core.vault, core.clock),
         inbox=inbox,
         live=live,
@@ -246,7 +255,10 @@ async def open_api(core: Core, guard: Guard | None = None) -> AsyncIterator[ASGI
         signer=Signer(core.vault),
         surroundings=surroundings,
         public_url=settings.public_url,
-        intervener=Intervener(core.database, core.meter, core.clock, core.wakes, observe_moved=road.count_moves),
+        intervener=Intervener(
+            core.database, core.meter, core.clock, core.wakes, bell=core.bell, observe_moved=road.count_moves
+        ),
+        events=EventAcceptor(acceptor, core.catalog, core.clock),
         ready=_Readiness(core),
         retention=settings.retention,
         extra_openapi=hot.to_openapi(),
@@ -366,6 +378,7 @@ async def _keep_partitions(core: Core) -> None:
     await forget_letters(core.database, core.clock.now() - core.settings.retention)
     await forget_messages(core.database, core.clock.now())
     await forget_failing(core.database, core.clock.now())
+    await forget_counters(core.database, core.clock.db_now())
     await forget_usage(core.database, core.clock.now() - USAGE_KEPT)
     await forget_early(core.database, core.clock.now(), core.settings.retention)
     await forget_inbound(core.database, core.clock.now() - core.settings.retention)

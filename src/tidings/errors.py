@@ -12,8 +12,11 @@
     └── Problem                     an answer to an API caller (RFC 9457), one subclass per `type`
         ├── Malformed 400   ├── Unauthenticated 401  ├── Forbidden 403   ├── NotFound 404
         ├── MethodNotAllowed 405  ├── Conflict 409   ├── IdempotencyBusy 409  ├── TooLarge 413
+        ├── ConfirmationNeeded 409
         ├── UnsupportedMediaType 415  ├── Invalid 422  ├── IdempotencyMismatch 422
-        └── TooManyRequests 429  ├── Internal 500    └── Unavailable 503
+        ├── Internal 500    ├── Unavailable 503
+        └── TooManyRequests 429
+            ├── RateLimited  └── Runaway
 
 The first line of an error's docstring is its default message. A Problem's `code` is stable and is the anchor of its
 paragraph in docs/reference/errors.md.
@@ -93,6 +96,11 @@ class FieldError(msgspec.Struct, frozen=True, omit_defaults=True):
     parameter: str | None = None
 
 
+def escape(part: str | int) -> str:
+    """A name as it stands in a JSON pointer (RFC 6901, section 3)."""
+    return str(part).replace("~", "~0").replace("/", "~1")
+
+
 class Problem(TidingsError):
     """The request could not be carried out."""
 
@@ -170,6 +178,21 @@ class IdempotencyBusy(Problem):
     code, status, title = "idempotency-busy", 409, "Still in progress"
 
 
+class ConfirmationNeeded(Problem):
+    """This is for more users than may be told without a confirmation; repeat it with `confirm` set to their number."""
+
+    code, status, title = "confirmation-needed", 409, "Confirmation needed"
+
+    def __init__(self, count: int = 0, above: int = 0) -> None:
+        said = f"This is for {count:,} users; above {above:,}, set `confirm` to their number ({count})."
+        super().__init__(said if count else None)
+        self.count = count
+
+    def to_dict(self) -> dict[str, Any]:
+        """With the number of users as `count`."""
+        return {**super().to_dict(), "count": self.count}
+
+
 class TooLarge(Problem):
     """The request is larger than allowed."""
 
@@ -198,6 +221,18 @@ class TooManyRequests(Problem):
     """Too many requests; slow down."""
 
     code, status, title = "too-many-requests", 429, "Too many requests"
+
+
+class RateLimited(TooManyRequests):
+    """This API key has used up its requests of this minute."""
+
+    code, status, title = "rate-limited", 429, "Rate limit reached"
+
+
+class Runaway(TooManyRequests):
+    """This looks like a loop gone wild: too many notifications of one type to one user in a minute."""
+
+    code, status, title = "runaway", 429, "Runaway loop"
 
 
 class Internal(Problem):

@@ -28,6 +28,7 @@ from tidings.clock import Clock
 from tidings.db.pool import Connection, Database, Record
 from tidings.db.sql import load_queries
 from tidings.directory.audit import Actor, apply_audit
+from tidings.directory.rates import RATE_MAX, Allowance, Rates
 from tidings.errors import FieldError, Forbidden, Invalid, NotFound, Unauthenticated
 from tidings.ids import API_KEY, new_id, parse_public, to_public
 from tidings.model.words import Scope
@@ -62,6 +63,8 @@ class Caller(msgspec.Struct, frozen=True):
     scopes: frozenset[Scope]
     test: bool
     """A test key: its messages go the whole road, to a simulated provider."""
+    rate: int | None = None
+    """Requests per minute; None: no limit."""
 
     def require(self, scope: Scope) -> None:
         """Nothing, if the key has the scope.
@@ -86,6 +89,8 @@ class ApiKey(msgspec.Struct, frozen=True):
     name: str
     scopes: list[Scope]
     test: bool
+    rate: int | None
+    """Requests per minute; None: as `TIDINGS_API_RATE` says."""
     expires_at: datetime | None
     revoked_at: datetime | None
     created_at: datetime
@@ -102,11 +107,17 @@ class _Entry(msgspec.Struct, frozen=True):
 
 
 class Access:
-    """Recognises API keys, from memory where it can."""
+    """Recognises API keys, from memory where it can, and counts what they ask for.
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    Args:
+        rate: requests per minute of keys that have no rate of their own; None: as many as they like.
+    """
+
+    def __init__(self, database: Database, clock: Clock, *, rate: int | None = None) -> None:
         self._database = database
         self._clock = clock
+        self.rate: Final = rate
+        self._rates = Rates(database, clock)
         self._known: dict[UUID, _Entry] = {}
         self._unknown: dict[UUID, _Entry] = {}
         self._loading: dict[UUID, asyncio.Task[_Entry]] = {}
@@ -145,6 +156,16 @@ class Access:
             raise Unauthenticated(f"This API key expired at {entry.expires_at:%Y-%m-%dT%H:%M:%SZ}.")
         return caller
 
+    async def charge(self, caller: Caller, cost: int) -> Allowance | None:
+        """Count a request against the key's rate; None: it has none.
+
+        Raises:
+            DatabaseError: what is left cannot be found out.
+        """
+        if caller.rate is None:
+            return None
+        return await self._rates.take(caller.key_id, caller.project_id, caller.rate, cost)
+
     def forget(self, key_id: UUID) -> None:
         """Looks at the key's row again next time: for the process in which it was changed."""
         self._known.pop(key_id, None)
@@ -182,6 +203,7 @@ class Access:
             key_id=key_id,
             scopes=frozenset(Scope(scope) for scope in row["scopes"]),
             test=row["test"],
+            rate=row["rate"] or self.rate,
         )
         return _Entry(asked_at + FRESH_FOR, row["hash"], caller, row["expires_at"], row["revoked_at"] is not None)
 
@@ -194,16 +216,19 @@ async def create_key(
     name: str,
     scopes: Collection[Scope],
     test: bool = False,
+    rate: int | None = None,
     expires_at: datetime | None = None,
 ) -> tuple[ApiKey, str]:
     """A new key and its text, which nobody can read again.
 
     Raises:
-        Invalid: no scope, or `expires_at` is not in the future.
+        Invalid: no scope, a `rate` that is none, or `expires_at` is not in the future.
         NotFound: there is no such project.
     """
     if not scopes:
         raise Invalid(errors=[FieldError("give at least one scope", pointer="/scopes")])
+    if rate is not None and not 1 <= rate <= RATE_MAX:
+        raise Invalid(errors=[FieldError(f"must be from 1 to {RATE_MAX:,}", pointer="/rate")])
     now = clock.now()
     if expires_at is not None and expires_at <= now:
         raise Invalid(errors=[FieldError("must be in the future", pointer="/expires_at")])
@@ -217,6 +242,7 @@ async def create_key(
         sorted({scope.value for scope in scopes}),
         test,
         expires_at,
+        rate,
     )
     if row is None:
         raise NotFound("There is no such project.")
@@ -267,6 +293,7 @@ def _to_key(row: Record) -> ApiKey:
         name=columns["name"],
         scopes=[Scope(scope) for scope in columns["scopes"]],
         test=columns["test"],
+        rate=columns["rate"],
         expires_at=columns["expires_at"],
         revoked_at=columns["revoked_at"],
         created_at=columns["created_at"],

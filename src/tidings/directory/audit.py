@@ -1,7 +1,8 @@
 """The audit trail: who changed what in the directory, with what stood there before and after.
 
-Rows are written in the transaction of the change and never altered (a trigger refuses it). They may hold addresses,
-never secrets: whoever writes a row leaves those out.
+Rows are written in the transaction of the change and never altered: a trigger refuses it, but for the values of one
+whose user is erased. Of users they hold which fields changed, not what stands in them; never secrets: whoever writes a
+row leaves those out.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Actor(msgspec.Struct, frozen=True):
     """Who changes something, and in which project."""
 
     project_id: int
-    kind: Literal["key", "cli", "system"] = "system"
+    kind: Literal["key", "cli", "system", "user"] = "system"
     key_id: UUID | None = None
     """The API key, for the kind `key`."""
 

@@ -24,15 +24,21 @@ from tidings.clock import Clock
 from tidings.db.pool import Database, Record
 from tidings.db.sql import load_queries
 from tidings.directory.accounts import open_config, to_callback_path, to_quota
+from tidings.directory.categories import NO_CATEGORY_RULES, CategoryRules, to_rules
 from tidings.directory.credentials import Vault
+from tidings.directory.digests import DigestRule
+from tidings.directory.event_rules import RULES_MAX, StoredRule, list_event_rules
 from tidings.directory.hooks import open_secrets
+from tidings.directory.limits import Limit
 from tidings.directory.projects import Project, load_project
+from tidings.directory.quiet import SendTime
+from tidings.directory.steps import Branch, First, Program, Throttle, compile_steps, list_channels
 from tidings.directory.types import DataSchema, Definition, compile_schema
 from tidings.durations import parse_duration
 from tidings.engine.gate import Quota
 from tidings.errors import FieldError, Problem, TidingsError
 from tidings.model.messages import split_scheme
-from tidings.model.words import Channel, Guarantee, Priority
+from tidings.model.words import Channel, EventKind, Guarantee, Priority
 from tidings.providers.port import Config
 from tidings.providers.registry import PROVIDERS
 from tidings.templating import CompiledTemplate, compile_template
@@ -75,13 +81,27 @@ class TypeVersion(msgspec.Struct, frozen=True, eq=False):
     critical: bool
     """Keys without the scope `send:critical` may send it as critical."""
     template_key: str
-    steps: tuple[tuple[Channel, ...], ...]
-    """The channels of each step; none: every channel that the template covers."""
+    program: Program
+    """The type's steps; EVERY_CHANNEL where it has none."""
     expires_after: timedelta | None
     at_most_once: bool
     validator: DataSchema | None
     tracking: bool = True
     """Opens and clicks may be watched, where the project does so."""
+    rules: CategoryRules = NO_CATEGORY_RULES
+    """The category's. As they were when this was loaded, like `required`."""
+    digest: DigestRule | None = None
+    limits: tuple[Limit, ...] = ()
+    quiet: str = "wait"
+    defaults: Mapping[Channel, bool] = {}
+    send_time: SendTime | None = None
+    asks_data: bool = False
+    """Planning needs a notification's data: for a condition, or the key of a digest."""
+
+    reacts: bool = False
+    """Its steps go on when something becomes of a delivery."""
+    throttles: bool = False
+    """It has a step that lets only so many pass."""
 
     def check_data(self, data: Mapping[str, Any]) -> list[FieldError]:
         """What is wrong with a request's data by the type's schema, with pointers into them."""
@@ -89,11 +109,8 @@ class TypeVersion(msgspec.Struct, frozen=True, eq=False):
 
     def covers(self, template: TemplateVersion) -> int:
         """The channels that this type sends on with the template, as bits `1 << channel`."""
-        bits = 0
-        for channel in template.channels:
-            if not self.steps or any(channel in step for step in self.steps):
-                bits |= 1 << channel
-        return bits
+        named = list_channels(self.program)
+        return sum(1 << channel for channel in template.channels if not named or channel in named)
 
 
 class TemplateVersion(msgspec.Struct, frozen=True, eq=False):
@@ -138,6 +155,12 @@ class Account(msgspec.Struct, frozen=True):
     """None: no quotas."""
     costs: Mapping[str, int] = {}
     """What a message costs, in micro-units of the account's currency, by country or `*`."""
+
+    @property
+    def tells_delivery(self) -> bool:
+        """Whether its vendor reports later, as a rule, that a message was delivered."""
+        spec = PROVIDERS[self.provider].spec
+        return EventKind.delivered in spec.reports and not spec.delivery_reports_are_rare
 
     def serves(self, address: str) -> bool:
         """Whether it can send to this address: those of push and chat say which vendor's they are, and some name the
@@ -285,6 +308,7 @@ class Catalog:
         self._projects = _Fresh(clock, max(ttl, _SETTINGS_TTL), self._find_project)
         self._accounts = _Fresh(clock, ttl, self._find_accounts)
         self._hooks = _Fresh(clock, ttl, self._find_hooks)
+        self._event_rules = _Fresh(clock, ttl, self._find_event_rules)
         self._type_versions: Final = _Kept[TypeVersion]()
         self._template_versions: Final = _Kept[TemplateVersion]()
 
@@ -324,6 +348,10 @@ class Catalog:
         """The project's enabled hooks."""
         return await self._hooks.load(project_id, None)
 
+    async def load_event_rules(self, project_id: int) -> tuple[StoredRule, ...]:
+        """The project's enabled event rules, by key."""
+        return await self._event_rules.load(project_id, None)
+
     # ---- what cannot
 
     async def load_type_versions(self, ids: Collection[tuple[int, int]]) -> dict[int, TypeVersion]:
@@ -334,6 +362,10 @@ class Catalog:
         """Versions of templates by id, asked for as (project, id); those that do not exist are missing."""
         return await self._load_versions(self._template_versions, ids, _LOAD_TEMPLATE_VERSIONS, self._keep_template)
 
+    def peek_type_version(self, project_id: int, id_: int) -> TypeVersion | None:
+        """A version of a type if it is in memory; None says nothing."""
+        return self._type_versions.get((project_id, id_))
+
     # ---- hints
 
     def forget(self, project_id: int) -> None:
@@ -343,6 +375,7 @@ class Catalog:
         self._projects.forget(project_id)
         self._accounts.forget(project_id)
         self._hooks.forget(project_id)
+        self._event_rules.forget(project_id)
         # Not the version changed, but perhaps whether its category is required.
         self._type_versions.forget(project_id)
 
@@ -353,6 +386,7 @@ class Catalog:
         self._projects.forget_all()
         self._accounts.forget_all()
         self._hooks.forget_all()
+        self._event_rules.forget_all()
         self._type_versions.forget_all()
 
     def on_hint(self, channel: str, payload: str) -> None:
@@ -369,7 +403,8 @@ class Catalog:
         if row is None:
             return None
         known = self._type_versions.get((project_id, row["id"]))
-        return known if known is not None and known.required == row["required"] else self._keep_type(row)
+        rules = None if known is None else to_rules(known.category, row["required"], row["rules"])
+        return known if known is not None and known.rules == rules else self._keep_type(row)
 
     async def _find_template(self, project_id: int, key: str) -> TemplateVersion | None:
         row = await self._database.fetchrow(_LOAD_PUBLISHED_TEMPLATE, project_id, key)
@@ -431,6 +466,10 @@ class Catalog:
             found.append(hook)
         return tuple(found)
 
+    async def _find_event_rules(self, project_id: int, _: None) -> tuple[StoredRule, ...]:
+        rules = await list_event_rules(self._database, project_id, limit=RULES_MAX)
+        return tuple(rule for rule in rules if rule.enabled)
+
     async def _load_versions(
         self,
         kept: _Kept[Version],
@@ -457,7 +496,8 @@ class Catalog:
     def _keep_type(self, row: Record) -> TypeVersion | None:
         try:
             definition = msgspec.json.decode(row["definition"], type=Definition)
-            steps = tuple(tuple(Channel[name] for name in step["send"]) for step in definition.steps)
+            program = compile_steps(definition.steps)
+            rules = to_rules(definition.category, row["required"], row["rules"])
             schema = None if definition.schema is None else compile_schema(definition.schema)
         except Problem as problem:
             log.error("directory.type.unusable", project=row["project_id"], type=row["key"], error=_explain(problem))
@@ -477,11 +517,21 @@ class Catalog:
             priority=Priority[definition.priority],
             critical=definition.critical,
             template_key=definition.template,
-            steps=steps,
+            program=program,
             expires_after=None if expires_after is None else parse_duration(expires_after),
             at_most_once=definition.guarantee == Guarantee.at_most_once,
             validator=schema,
             tracking=definition.tracking,
+            rules=rules,
+            digest=definition.digest,
+            limits=definition.limits,
+            quiet=definition.quiet,
+            defaults={Channel[name]: on for name, on in definition.preferences.items()},
+            send_time=definition.send_time,
+            asks_data=any(isinstance(i, Branch) for i in program)
+            or (definition.digest is not None and definition.digest.key is not None),
+            reacts=any(isinstance(i, First) for i in program),
+            throttles=any(isinstance(i, Throttle) for i in program),
         )
         self._type_versions.put(version, len(row["definition"]))
         return version

@@ -1,13 +1,15 @@
 -- name: load_current_type
 -- No row: there is no such type, or it is archived.
-SELECT v.id, v.project_id, v.type_key AS key, v.version, v.definition, coalesce(category.required, false) AS required
+SELECT v.id, v.project_id, v.type_key AS key, v.version, v.definition, coalesce(category.required, false) AS required,
+       category.rules
 FROM type
 JOIN type_version v ON v.project_id = type.project_id AND v.type_key = type.key AND v.version = type.current_version
 LEFT JOIN category ON category.project_id = v.project_id AND category.key = v.category_key
 WHERE type.project_id = $1 AND type.key = $2 AND type.archived_at IS NULL;
 
 -- name: load_type_versions
-SELECT v.id, v.project_id, v.type_key AS key, v.version, v.definition, coalesce(category.required, false) AS required
+SELECT v.id, v.project_id, v.type_key AS key, v.version, v.definition, coalesce(category.required, false) AS required,
+       category.rules
 FROM unnest($1::integer[], $2::integer[]) AS asked (project_id, id)
 JOIN type_version v ON v.id = asked.id AND v.project_id = asked.project_id
 LEFT JOIN category ON category.project_id = v.project_id AND category.key = v.category_key;

@@ -1,24 +1,25 @@
 -- name: create_category
 -- No row: there is one with this key.
-INSERT INTO category (project_id, key, name, description, required) VALUES ($1, $2, $3, $4, $5)
+INSERT INTO category (project_id, key, name, description, required, rules) VALUES ($1, $2, $3, $4, $5, $6::jsonb)
 ON CONFLICT DO NOTHING
-RETURNING key, name, description, required, created_at, updated_at;
+RETURNING key, name, description, required, rules::text AS rules, created_at, updated_at;
 
 -- name: lock_category
-SELECT key, name, description, required, created_at, updated_at
+SELECT key, name, description, required, rules::text AS rules, created_at, updated_at
 FROM category WHERE project_id = $1 AND key = $2
 FOR UPDATE;
 
 -- name: update_category
-UPDATE category SET name = $3, description = $4, required = $5, updated_at = now()
+UPDATE category SET name = $3, description = $4, required = $5, rules = $6::jsonb, updated_at = now()
 WHERE project_id = $1 AND key = $2
-RETURNING key, name, description, required, created_at, updated_at;
+RETURNING key, name, description, required, rules::text AS rules, created_at, updated_at;
 
 -- name: load_category
-SELECT key, name, description, required, created_at, updated_at FROM category WHERE project_id = $1 AND key = $2;
+SELECT key, name, description, required, rules::text AS rules, created_at, updated_at
+FROM category WHERE project_id = $1 AND key = $2;
 
 -- name: list_categories
-SELECT key, name, description, required, created_at, updated_at
+SELECT key, name, description, required, rules::text AS rules, created_at, updated_at
 FROM category
 WHERE project_id = $1 AND ($2::text IS NULL OR key > $2)
 ORDER BY key

@@ -12,7 +12,11 @@ from tidings.db.pool import Connection, Database, Record
 from tidings.db.sql import load_queries
 from tidings.directory.accounts import create_builtin_accounts, notify_config
 from tidings.directory.audit import Actor, apply_audit
-from tidings.directory.categories import DEFAULT_CATEGORY, put_category
+from tidings.directory.categories import DEFAULT_CATEGORY, check_hours_and_limits, put_category
+from tidings.directory.limits import Limit
+from tidings.directory.quiet import QuietHours
+from tidings.directory.types import parse_defaults
+from tidings.directory.users import parse_time_zone
 from tidings.errors import Conflict, FieldError, Invalid, NotFound
 
 _queries: Final = load_queries(__package__, "projects.sql")
@@ -25,6 +29,12 @@ _LOCK_PROJECT: Final = _queries.lock_project
 _UPDATE_SETTINGS: Final = _queries.update_settings
 
 ORIGINS_MAX: Final = 50
+PACE_MIN: Final = 0.001
+"""Messages per second."""
+PACE_MAX: Final = 100_000.0
+COUNT_MAX: Final = 2**31 - 1
+"""Of thresholds: users of a broadcast, notifications per minute."""
+ADDRESS_MAX: Final = 2_000
 _ORIGIN: Final = re.compile(
     r"https?://(?:[a-z0-9](?:[a-z0-9-]*[a-z0-9])?\.)*[a-z0-9](?:[a-z0-9-]*[a-z0-9])?(?::\d{1,5})?"
 )
@@ -49,6 +59,26 @@ class ProjectSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What answers HELP in a text message, for vendors that do not answer it themselves; null: nothing."""
     origins: tuple[str, ...] = ()
     """Web origins, such as `https://shop.example.com`, whose pages may use the inbox with a user's token."""
+    time_zone: str | None = None
+    """Of users who have none; null: UTC."""
+    defaults: dict[str, bool] = {}
+    """By channel: whether users hear of things there unless they, or a category, say otherwise. Not named: yes."""
+    quiet_hours: QuietHours | None = None
+    limits: tuple[Limit, ...] = ()
+    """Per user, over all types."""
+    pace: float | None = None
+    """Messages per second of the whole project, over all channels; null: no limit."""
+    confirm_above: int = 10_000
+    """A broadcast to more users than this has to be confirmed with their number."""
+    runaway_above: int | None = 600
+    """Notifications per minute of one type to one user, above which requests are refused as a loop gone wild; null:
+    never."""
+    address: str | None = None
+    """Postal address or imprint, shown on the preference page."""
+
+
+NO_SETTINGS: Final = ProjectSettings()
+"""Of a project that has set nothing."""
 
 
 class Project(msgspec.Struct, frozen=True):
@@ -59,7 +89,7 @@ class Project(msgspec.Struct, frozen=True):
     key: str
     name: str
     created_at: datetime
-    settings: ProjectSettings = ProjectSettings()
+    settings: ProjectSettings = NO_SETTINGS
 
 
 async def create_project(conn: Connection, key: str, name: str, *, by: Literal["cli", "system"] = "cli") -> Project:
@@ -113,9 +143,9 @@ async def put_settings(conn: Connection, actor: Actor, settings: ProjectSettings
     """Replace the project's settings.
 
     Raises:
-        Invalid: a URL is none, or more than a page of an origin.
+        Invalid: one error per thing to mend, with pointers such as `/quiet_hours/ranges/0/start`.
     """
-    errors = []
+    errors: list[FieldError] = []
     domain = settings.tracking.domain
     if domain is not None and (fault := _find_origin_fault(domain)) is not None:
         errors.append(FieldError(fault, "/tracking/domain"))
@@ -124,6 +154,7 @@ async def put_settings(conn: Connection, actor: Actor, settings: ProjectSettings
     for i, origin in enumerate(settings.origins[:ORIGINS_MAX]):
         if (fault := _find_origin_fault(origin)) is not None:
             errors.append(FieldError(fault, f"/origins/{i}"))
+    settings = _check_rules(settings, errors)
     if errors:
         raise Invalid(errors=errors)
     row = await conn.fetchrow(_LOCK_PROJECT, actor.project_id)
@@ -138,6 +169,26 @@ async def put_settings(conn: Connection, actor: Actor, settings: ProjectSettings
     await apply_audit(conn, actor, "project.settings", f"project:{project.key}", before=before, after=project)
     await notify_config(conn, actor.project_id)
     return project
+
+
+def _check_rules(settings: ProjectSettings, errors: list[FieldError]) -> ProjectSettings:
+    """The settings with what they say of users, limits and pace in its normal form."""
+    if settings.time_zone is not None:
+        try:
+            parse_time_zone(settings.time_zone)
+        except ValueError as problem:
+            errors.append(FieldError(str(problem), "/time_zone"))
+    defaults = parse_defaults(settings.defaults, "/defaults", errors)
+    quiet_hours, limits = check_hours_and_limits(settings.quiet_hours, settings.limits, errors, categories=True)
+    if settings.pace is not None and not PACE_MIN <= settings.pace <= PACE_MAX:  # NaN is neither
+        errors.append(FieldError(f"must be from {PACE_MIN} to {PACE_MAX:,.0f} messages per second", "/pace"))
+    if not 0 <= settings.confirm_above <= COUNT_MAX:
+        errors.append(FieldError(f"must be from 0 to {COUNT_MAX:,}", "/confirm_above"))
+    if settings.runaway_above is not None and not 1 <= settings.runaway_above <= COUNT_MAX:
+        errors.append(FieldError(f"must be from 1 to {COUNT_MAX:,}, or null", "/runaway_above"))
+    if settings.address is not None and not 1 <= len(settings.address) <= ADDRESS_MAX:
+        errors.append(FieldError(f"must have 1 to {ADDRESS_MAX:,} characters, or be null", "/address"))
+    return msgspec.structs.replace(settings, defaults=defaults, quiet_hours=quiet_hours, limits=limits)
 
 
 def _find_origin_fault(text: str) -> str | None:

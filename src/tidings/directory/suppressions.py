@@ -68,7 +68,14 @@ async def list_suppressions(
 
 
 async def put_suppression(
-    conn: Connection, actor: Actor, channel: Channel, address: str, stream: str, note: str | None
+    conn: Connection,
+    actor: Actor,
+    channel: Channel,
+    address: str,
+    stream: str,
+    note: str | None,
+    *,
+    reason: str = BY_HAND,
 ) -> tuple[Suppression, bool]:
     """Suppress an address; the second value says whether it was not before. An older suppression stays as it is.
 
@@ -76,14 +83,14 @@ async def put_suppression(
         Invalid: it is no address of the channel.
     """
     address = parse_address(channel, address)
-    row = await conn.fetchrow(_PUT_SUPPRESSION, actor.project_id, channel, address, stream, BY_HAND, note)
+    row = await conn.fetchrow(_PUT_SUPPRESSION, actor.project_id, channel, address, stream, reason, note)
     if row is not None:
         made = _to_suppression(row)
         await apply_audit(conn, actor, "suppression.put", _object(made), after=made)
         return made, True
     row = await conn.fetchrow(_LOAD_SUPPRESSION, actor.project_id, channel, address, stream)
     if row is None:  # lifted at this very moment
-        return await put_suppression(conn, actor, channel, address, stream, note)
+        return await put_suppression(conn, actor, channel, address, stream, note, reason=reason)
     return _to_suppression(row), False
 
 

@@ -7,7 +7,7 @@ publishing an earlier one again. A delivery pins the version that was published 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
@@ -17,6 +17,7 @@ from tidings.db.pool import Connection, Database, Record
 from tidings.db.sql import load_queries
 from tidings.directory.accounts import notify_config
 from tidings.directory.audit import Actor, apply_audit
+from tidings.directory.digests import digest_of_one
 from tidings.errors import Conflict, FieldError, Invalid, NotFound, RenderError
 from tidings.model.words import Channel
 from tidings.templating import compile_template
@@ -193,9 +194,11 @@ def render_preview(
     chosen = compiled.resolve_locale(channel, locale)
     known = {"id": "u-preview", "locale": chosen, "time_zone": None, "attributes": {}, **user}
     variables = {
+        "digest": digest_of_one("ntf_preview", datetime(2026, 1, 1, tzinfo=UTC), data),
         **data,
         "notification": {"id": "ntf_preview"},
         "delivery": {"id": "dlv_preview", "channel": channel.name},
+        "links": {"unsubscribe": "https://example.com/u/preview", "preferences": "https://example.com/p/preview"},
         "user": known,
     }
     try:

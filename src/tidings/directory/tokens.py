@@ -1,4 +1,5 @@
-"""User tokens: with one, a browser or an app reads and marks its own user's inbox, and can do nothing else.
+"""User tokens: with one, a browser or an app reads and marks its own user's inbox, says what they want to hear, and
+can do nothing else.
 
 A token reads `tdu_<project>.<claims>.<signature>`: the project's key to look at, the claims as MessagePack and an
 HMAC-SHA256 of everything before it, both in base64url. It is signed with a key derived from the master key for this

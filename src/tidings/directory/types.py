@@ -6,7 +6,7 @@ version of Tidings cannot do yet is refused by name: a definition that is half u
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -17,9 +17,13 @@ from tidings.db.pool import Connection, Database, Record
 from tidings.db.sql import load_queries
 from tidings.directory.accounts import notify_config
 from tidings.directory.audit import Actor, apply_audit
+from tidings.directory.digests import DigestRule, parse_digest
+from tidings.directory.limits import Limit, parse_limits
+from tidings.directory.quiet import SendTime, parse_send_time
+from tidings.directory.steps import parse_steps
 from tidings.durations import parse_duration, to_duration
-from tidings.errors import Conflict, FieldError, Invalid, NotFound
-from tidings.model.words import CHANNELS_OF_THIS_VERSION, Channel, Guarantee, Priority
+from tidings.errors import Conflict, FieldError, Invalid, NotFound, escape
+from tidings.model.words import Channel, Guarantee, Priority
 
 _queries: Final = load_queries(__package__, "types.sql")
 _LOCK_CATEGORY_OF_TYPE: Final = _queries.lock_category_of_type
@@ -33,10 +37,8 @@ _LOAD_TYPE: Final = _queries.load_type
 _LIST_TYPES: Final = _queries.list_types
 _LIST_TYPE_VERSIONS: Final = _queries.list_type_versions
 
-UNSUPPORTED: Final = ("digest", "limits")
-"""Fields of a definition that a later version of Tidings will know."""
-UNSUPPORTED_STEPS: Final = ("wait", "unless", "first", "within", "delay", "if")
-STEPS_MAX: Final = 20
+QUIET: Final = ("wait", "digest", "ignore")
+"""What becomes of a notification in quiet hours."""
 SCHEMA_MAX: Final = 32 * 1024
 """Octets of a data schema."""
 SCHEMA_PARTS_MAX: Final = 2_000
@@ -54,8 +56,8 @@ class Definition(msgspec.Struct, frozen=True):
     category: str
     template: str
     priority: str = Priority.medium.name
-    steps: list[dict[str, list[str]]] = []
-    """`[{"send": ["email", "in_app"]}]`; empty: every channel that the template covers."""
+    steps: list[dict[str, Any]] = []
+    """`[{"send": ["email", "in_app"]}]`, see `tidings.directory.steps`; empty: every channel that the template covers."""
     expires_after: str | None = None
     guarantee: str = Guarantee.at_least_once.value
     critical: bool = False
@@ -63,6 +65,13 @@ class Definition(msgspec.Struct, frozen=True):
     schema: dict[str, Any] | None = None
     tracking: bool = True
     """Whether opens and clicks may be watched, where the project does so; never for mails with passwords or codes."""
+    digest: DigestRule | None = None
+    limits: tuple[Limit, ...] = ()
+    quiet: str = "wait"
+    """Of QUIET."""
+    preferences: dict[str, bool] = {}
+    """By channel: what holds for this type instead of the category's defaults, unless the user says otherwise."""
+    send_time: SendTime | None = None
 
 
 class Type(msgspec.Struct, frozen=True):
@@ -73,12 +82,17 @@ class Type(msgspec.Struct, frozen=True):
     category: str
     template: str
     priority: str
-    steps: list[dict[str, list[str]]]
+    steps: list[dict[str, Any]]
     expires_after: str | None
     guarantee: str
     critical: bool
     schema: dict[str, Any] | None
     tracking: bool
+    digest: DigestRule | None
+    limits: tuple[Limit, ...]
+    quiet: str
+    preferences: dict[str, bool]
+    send_time: SendTime | None
     created_at: datetime
     """When this version was made."""
     archived_at: datetime | None
@@ -90,24 +104,20 @@ def parse_definition(key: str, raw: Mapping[str, Any], retention: timedelta) -> 
 
     Args:
         key: the type's; also the name of its template where none is given.
-        raw: fields of the right JSON types; unknown ones have been refused, but for those of UNSUPPORTED.
+        raw: fields of the right JSON types; unknown ones have been refused.
         retention: `expires_after` must end a day before it.
 
     Raises:
         Invalid: one error per thing to mend.
     """
-    errors = [
-        FieldError(f"`{name}` is not supported by this version of Tidings", f"/{name}")
-        for name in UNSUPPORTED
-        if raw.get(name) is not None
-    ]
+    errors: list[FieldError] = []
     priority = raw.get("priority") or Priority.medium.name
     if priority not in Priority.__members__:
         errors.append(FieldError(f"must be one of {', '.join(Priority.__members__)}", "/priority"))
     guarantee = raw.get("guarantee") or Guarantee.at_least_once.value
     if guarantee not in list(Guarantee):
         errors.append(FieldError(f"must be one of {', '.join(Guarantee)}", "/guarantee"))
-    steps = list(_parse_steps(raw.get("steps") or [], errors))
+    steps = parse_steps(raw.get("steps") or [], "/steps", errors, longest=retention - timedelta(days=1))
     expires_after = _parse_expiry(raw.get("expires_after"), retention, errors)
     schema = raw.get("schema")
     if schema is not None:
@@ -115,6 +125,17 @@ def parse_definition(key: str, raw: Mapping[str, Any], retention: timedelta) -> 
             compile_schema(schema)
         except Invalid as problem:
             errors += problem.errors
+    digest = limits = send_time = None
+    if raw.get("digest") is not None:
+        digest = parse_digest(raw["digest"], "/digest", retention - timedelta(days=1), errors)
+    if raw.get("limits") is not None:
+        limits = parse_limits(raw["limits"], "/limits", errors)
+    if raw.get("send_time") is not None:
+        send_time = parse_send_time(raw["send_time"], "/send_time", errors)
+    quiet = raw.get("quiet") or "wait"
+    if quiet not in QUIET:
+        errors.append(FieldError(f"must be one of {', '.join(QUIET)}", "/quiet"))
+    preferences = parse_defaults(raw.get("preferences") or {}, "/preferences", errors)
     if errors:
         raise Invalid("The type cannot be used as it is.", errors=errors)
     return Definition(
@@ -128,41 +149,28 @@ def parse_definition(key: str, raw: Mapping[str, Any], retention: timedelta) -> 
         critical=bool(raw.get("critical")) or priority == Priority.critical.name,
         schema=schema,
         tracking=raw.get("tracking") is not False,
+        digest=digest,
+        limits=limits or (),
+        quiet=quiet,
+        preferences=preferences,
+        send_time=send_time,
     )
 
 
-def _parse_steps(raw: Sequence[Any], errors: list[FieldError]) -> Iterator[dict[str, list[str]]]:
-    if len(raw) > STEPS_MAX:
-        errors.append(FieldError(f"has more than {STEPS_MAX} steps", "/steps"))
-        return
-    for i, step in enumerate(raw):
-        at = f"/steps/{i}"
-        if not isinstance(step, Mapping):
-            errors.append(FieldError('must be an object such as {"send": ["email"]}', at))
-            continue
-        refused = [name for name in step if name != "send"]
-        for name in refused:
-            known = name in UNSUPPORTED_STEPS
-            detail = f"`{name}` is not supported by this version of Tidings" if known else "is not known in a step"
-            errors.append(FieldError(detail, f"{at}/{_escape(name)}"))
-        channels = step.get("send")
-        if channels is None:
-            if not refused:
-                errors.append(FieldError('must be an object such as {"send": ["email"]}', at))
-            continue
-        if not isinstance(channels, list) or not channels:
-            errors.append(FieldError("must be a list of one or more channels", f"{at}/send"))
-            continue
-        names = [c.name for c in CHANNELS_OF_THIS_VERSION]
-        for j, channel in enumerate(channels):
-            if not isinstance(channel, str) or channel not in Channel.__members__:
-                errors.append(FieldError(f"must be one of {', '.join(names)}", f"{at}/send/{j}"))
-            elif channel not in names:
-                detail = f"`{channel}` is not supported by this version of Tidings"
-                errors.append(FieldError(detail, f"{at}/send/{j}"))
-            elif channel in channels[:j]:
-                errors.append(FieldError(f"`{channel}` is named twice", f"{at}/send/{j}"))
-        yield {"send": channels}
+def parse_defaults(raw: object, at: str, errors: list[FieldError]) -> dict[str, bool]:
+    """Defaults by channel, as types, categories and projects have them; errors have pointers under `at`."""
+    if not isinstance(raw, Mapping):
+        errors.append(FieldError('must be an object such as {"sms": false}', at))
+        return {}
+    defaults = {}
+    for name, value in raw.items():
+        if name not in Channel.__members__:
+            errors.append(FieldError(f"must be one of {', '.join(Channel.__members__)}", f"{at}/{escape(str(name))}"))
+        elif not isinstance(value, bool):
+            errors.append(FieldError("must be true or false", f"{at}/{name}"))
+        else:
+            defaults[name] = value
+    return defaults
 
 
 def _parse_expiry(text: str | None, retention: timedelta, errors: list[FieldError]) -> str | None:
@@ -197,7 +205,7 @@ class DataSchema:
             return []
         errors: list[FieldError] = []
         for error in self._validator.iter_errors(data):
-            pointer = "".join(f"/{_escape(part)}" for part in error.instance_path)
+            pointer = "".join(f"/{escape(part)}" for part in error.instance_path)
             errors.append(FieldError(error.message[:300], pointer))
             if len(errors) == DATA_ERRORS_MAX:
                 break
@@ -223,7 +231,7 @@ def compile_schema(schema: Mapping[str, Any]) -> DataSchema:
         )
     except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError) as error:
         path = error.instance_path if isinstance(error, jsonschema_rs.ValidationError) else []
-        pointer = "/schema" + "".join(f"/{_escape(part)}" for part in path)
+        pointer = "/schema" + "".join(f"/{escape(part)}" for part in path)
         reason = str(getattr(error, "message", error))[:300]
         raise Invalid(errors=[FieldError(f"is no JSON Schema: {reason}", pointer)]) from None
     return DataSchema(validator)
@@ -251,7 +259,7 @@ def _count_parts(document: Any, part: Any, at: str, counted: dict[str, int], dep
     counted[at] = _OPEN
     total = 1
     for name, value in part.items():
-        here = f"{at}/{_escape(name)}"
+        here = f"{at}/{escape(name)}"
         if name in ("$dynamicRef", "$recursiveRef", "$id", "$anchor", "$dynamicAnchor") and isinstance(value, str):
             raise Invalid(errors=[FieldError(f"`{name}` is not supported in data schemas", "/schema" + here)])
         if name == "$ref" and isinstance(value, str):
@@ -289,12 +297,8 @@ def _follow(document: Any, pointer: str) -> tuple[str, Any] | None:
             part, name = part[int(name)], str(int(name))
         else:
             return None
-        path += f"/{_escape(name)}"
+        path += f"/{escape(name)}"
     return path, part
-
-
-def _escape(part: str | int) -> str:
-    return str(part).replace("~", "~0").replace("/", "~1")
 
 
 # ---------------------------------------------------------------- types

@@ -6,6 +6,7 @@ reads a request, so that an error names its field.
 
 from __future__ import annotations
 
+import re
 import zoneinfo
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -19,6 +20,8 @@ from babel.core import UnknownLocaleError
 from tidings.db.pool import Connection, Database, Record
 from tidings.db.sql import load_queries
 from tidings.directory.audit import Actor, apply_audit
+from tidings.directory.consent import delete_consents
+from tidings.directory.topics import leave_topics
 from tidings.errors import Conflict, NotFound
 from tidings.model.words import Channel
 
@@ -31,6 +34,7 @@ _LIST_USERS: Final = _queries.list_users
 _DELETE_USER: Final = _queries.delete_user
 _RESET_INBOX: Final = _queries.reset_inbox
 _DELETE_INBOX: Final = _queries.delete_inbox
+_DELETE_ENGAGEMENT: Final = _queries.delete_engagement
 _DELETE_OTHER_ADDRESSES: Final = _queries.delete_other_addresses
 _APPLY_ADDRESSES: Final = _queries.apply_addresses
 
@@ -39,6 +43,9 @@ ADDRESSES_MAX: Final = 20
 """Addresses of one user on one channel."""
 ATTRIBUTES_MAX: Final = 16 * 1024
 """Bytes of a user's attributes as JSON."""
+_REGION: Final = re.compile(r"([A-Z]{2})(-[A-Z0-9]{1,3})?")
+_NO_COUNTRIES: Final = frozenset({"EU", "EZ", "QO", "UN", "XA", "XB", "ZZ"})
+"""What CLDR names besides countries."""
 
 Addresses = Mapping[Channel, Sequence[str]]
 
@@ -51,6 +58,8 @@ class User(msgspec.Struct, frozen=True):
     """BCP 47, as in `de-AT`."""
     time_zone: str | None
     """A name of the IANA time zone database."""
+    region: str | None
+    """ISO 3166: a country, as in `DE`, or a part of one, as in `US-FL`."""
     attributes: dict[str, Any]
     addresses: dict[str, list[str]]
     """By the channel's name; without those that a provider said do not exist any more."""
@@ -110,6 +119,23 @@ def parse_time_zone(text: str) -> str:
     return text
 
 
+@cache
+def _countries() -> frozenset[str]:
+    return frozenset(name for name in map(str, Locale("en").territories) if len(name) == 2) - _NO_COUNTRIES
+
+
+def parse_region(text: str) -> str:
+    """The region in capitals, as ISO 3166 writes it: `us-fl` gives `US-FL`. Which parts a country has is not checked.
+
+    Raises:
+        ValueError: there is no such country.
+    """
+    found = _REGION.fullmatch(text.upper()) if text.isascii() else None
+    if found is None or found[1] not in _countries():
+        raise ValueError("is not a known region; write a country, or a country and a part of it, such as DE or US-FL")
+    return found[0]
+
+
 def parse_attributes(attributes: dict[str, Any]) -> dict[str, Any]:
     """The attributes, if they can be kept.
 
@@ -143,6 +169,7 @@ async def put_user(
     *,
     locale: str | None = None,
     time_zone: str | None = None,
+    region: str | None = None,
     attributes: dict[str, Any] | None = None,
     addresses: Addresses | None = None,
 ) -> tuple[User, bool]:
@@ -155,12 +182,12 @@ async def put_user(
         Conflict: the user was deleted at the same moment.
     """
     project_id = actor.project_id
-    given = (locale, time_zone, attributes or {})
+    given = (locale, time_zone, region, attributes or {})
     made = await conn.fetchval(_CREATE_USER, project_id, user_id, *_to_columns(*given)) is not None
     before = await _lock_user(conn, project_id, user_id)
     if before is None:
         raise Conflict("The user was deleted at the same moment; repeat the request.")
-    changed = (before.locale, before.time_zone, before.attributes) != given
+    changed = (before.locale, before.time_zone, before.region, before.attributes) != given
     if addresses is not None:
         changed |= await _apply_addresses(conn, project_id, before, addresses)
     if not changed and not made:
@@ -168,7 +195,7 @@ async def put_user(
     if changed:
         await conn.execute(_UPDATE_USER, project_id, user_id, *_to_columns(*given))
     after = await load_user(conn, project_id, user_id)
-    await apply_audit(conn, actor, "user.put", f"user:{user_id}", before=None if made else before, after=after)
+    await apply_audit(conn, actor, "user.put", f"user:{user_id}", after=_to_trail(None if made else before, after))
     return after, made
 
 
@@ -187,12 +214,10 @@ async def put_addresses(conn: Connection, actor: Actor, user_id: str, addresses:
         _UPDATE_USER,
         actor.project_id,
         user_id,
-        *_to_columns(before.locale, before.time_zone, before.attributes),
+        *_to_columns(before.locale, before.time_zone, before.region, before.attributes),
     )
     after = await load_user(conn, actor.project_id, user_id)
-    await apply_audit(
-        conn, actor, "user.put_addresses", f"user:{user_id}", before=before.addresses, after=after.addresses
-    )
+    await apply_audit(conn, actor, "user.put_addresses", f"user:{user_id}", after=_to_trail(before, after))
     return after
 
 
@@ -216,19 +241,39 @@ async def list_users(
 
 
 async def delete_user(conn: Connection, actor: Actor, user_id: str) -> None:
-    """Forgets the user, their addresses and their inbox. What was sent to them stays in the record of what was sent.
+    """Forgets the user, their addresses, their inbox and what they decided.
+
+    What was sent to them stays in the record of what was sent.
 
     Raises:
         NotFound: this project has no such user.
     """
-    before = await _lock_user(conn, actor.project_id, user_id)
-    if before is None:
+    if not await forget_user(conn, actor.project_id, user_id):
         raise NotFound("There is no such user in this project.")
-    await conn.execute(_RESET_INBOX, actor.project_id, user_id)
-    await conn.execute(_DELETE_INBOX, actor.project_id, user_id)
-    await conn.execute(_DELETE_USER, actor.project_id, user_id)
     # Whoever asks to be forgotten is not to be found in the trail of it either: the fact is kept, the data is not.
     await apply_audit(conn, actor, "user.delete", f"user:{user_id}", before={"id": user_id})
+
+
+async def forget_user(conn: Connection, project_id: int, user_id: str) -> bool:
+    """Deletes what the directory knows of a user, and their inbox; says whether there was such a user. What is left of
+    one who was deleted before goes too."""
+    known = await conn.fetchval(_LOCK_USER, project_id, user_id) is not None
+    await conn.execute(_RESET_INBOX, project_id, user_id)
+    await conn.execute(_DELETE_INBOX, project_id, user_id)
+    await leave_topics(conn, project_id, user_id)
+    await conn.execute(_DELETE_ENGAGEMENT, project_id, user_id)
+    await delete_consents(conn, project_id, user_id)
+    await conn.execute(_DELETE_USER, project_id, user_id)
+    return known
+
+
+def _to_trail(before: User | None, after: User) -> dict[str, list[str]]:
+    """What the trail keeps of a change: which fields, not what stands in them. A trail is for ever, a user is not."""
+    fields = [name for name in ("locale", "time_zone", "region") if getattr(before, name, None) != getattr(after, name)]
+    for name in ("attributes", "addresses"):
+        old, new = getattr(before, name, {}), getattr(after, name)
+        fields += [f"{name}.{key}" for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    return {"changed": fields}
 
 
 async def _lock_user(conn: Connection, project_id: int, user_id: str) -> User | None:
@@ -250,9 +295,9 @@ async def _apply_addresses(conn: Connection, project_id: int, before: User, addr
 
 
 def _to_columns(
-    locale: str | None, time_zone: str | None, attributes: dict[str, Any]
-) -> tuple[str | None, str | None, str]:
-    return locale, time_zone, msgspec.json.encode(attributes).decode()
+    locale: str | None, time_zone: str | None, region: str | None, attributes: dict[str, Any]
+) -> tuple[str | None, str | None, str | None, str]:
+    return locale, time_zone, region, msgspec.json.encode(attributes).decode()
 
 
 def _to_user(row: Record) -> User:
@@ -261,6 +306,7 @@ def _to_user(row: Record) -> User:
         id=row["id"],
         locale=row["locale"],
         time_zone=row["time_zone"],
+        region=row["region"],
         attributes=msgspec.json.decode(row["attributes"]),
         addresses={Channel(number).name: values for number, values in sorted(addresses.items())},
         created_at=row["created_at"],

@@ -1,6 +1,6 @@
 -- name: create_user
 -- No row: there is one with this id.
-INSERT INTO app_user (project_id, id, locale, time_zone, attributes) VALUES ($1, $2, $3, $4, $5::jsonb)
+INSERT INTO app_user (project_id, id, locale, time_zone, region, attributes) VALUES ($1, $2, $3, $4, $5, $6::jsonb)
 ON CONFLICT DO NOTHING
 RETURNING true;
 
@@ -8,7 +8,7 @@ RETURNING true;
 SELECT true FROM app_user WHERE project_id = $1 AND id = $2 FOR UPDATE;
 
 -- name: load_user
-SELECT id, locale, time_zone, attributes, created_at, updated_at, (
+SELECT id, locale, time_zone, region, attributes, created_at, updated_at, (
     SELECT coalesce(jsonb_object_agg(channel, list), '{}')
     FROM (
         SELECT channel, jsonb_agg(value ORDER BY value) AS list
@@ -21,11 +21,11 @@ FROM app_user
 WHERE project_id = $1 AND id = $2;
 
 -- name: update_user
-UPDATE app_user SET locale = $3, time_zone = $4, attributes = $5::jsonb, updated_at = now()
+UPDATE app_user SET locale = $3, time_zone = $4, region = $5, attributes = $6::jsonb, updated_at = now()
 WHERE project_id = $1 AND id = $2;
 
 -- name: list_users
-SELECT id, locale, time_zone, attributes, created_at, updated_at, (
+SELECT id, locale, time_zone, region, attributes, created_at, updated_at, (
     SELECT coalesce(jsonb_object_agg(channel, list), '{}')
     FROM (
         SELECT channel, jsonb_agg(value ORDER BY value) AS list
@@ -47,6 +47,9 @@ DELETE FROM app_user WHERE project_id = $1 AND id = $2;
 -- The counter stays: should the id come back, its sequence goes on and no number means two items. Its lock makes whoever
 -- stores or marks items wait for us, or us for them; so it comes before delete_inbox.
 UPDATE inbox_counter SET total = 0, unseen = 0, unread = 0 WHERE project_id = $1 AND user_id = $2;
+
+-- name: delete_engagement
+DELETE FROM user_engagement WHERE project_id = $1 AND user_id = $2;
 
 -- name: delete_inbox
 DELETE FROM inbox_item WHERE project_id = $1 AND user_id = $2;

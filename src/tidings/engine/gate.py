@@ -1,7 +1,8 @@
 """What an account can take now: pace, concurrency, pauses, an exhausted quota and the circuit breaker.
 
 Pace is one GCRA row per account in the database, from which each worker leases the tokens of the next tenth of a
-second; so the rate holds over all workers and costs ten statements a second. Concurrency and the breaker are each
+second; so the rate holds over all workers and costs ten statements a second. A project that has a pace of its own has
+such a row, too, and what its accounts send together takes tokens of both. Concurrency and the breaker are each
 worker's own: a worker that sees an account fail stops using it, and tells the others by the row's `open_until`. The
 same row tells what all of them have learned of the account: its health and the pace that its vendor bears (`health`).
 """
@@ -9,7 +10,7 @@ same row tells what all of them have learned of the account: its health and the 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
@@ -107,6 +108,70 @@ NOTHING_TOLD: Final = Told()
 
 
 @dataclass
+class Purse:
+    """Tokens of a pace that one lane of one worker has leased."""
+
+    tokens: int = 0
+    until: float = 0.0
+    """Monotonic seconds; what is left then is forgotten."""
+    next_lease_at: float = 0.0
+
+    def held(self, now: float) -> int:
+        """Tokens to use now."""
+        return self.tokens if now < self.until else 0
+
+    def wants(self, rate: float, burst: int, room: int, now: float) -> int:
+        """How many to lease now; 0 when there are enough, or it is too early to ask again.
+
+        Never more are held than one lease can give, so that tokens which nobody used do not add up to a burst.
+        """
+        if now < self.next_lease_at:
+            return 0
+        most = burst - 1 + math.ceil(rate * PACE_WINDOW.total_seconds())
+        return max(0, min(room, most) - self.held(now))
+
+    def grant(self, n: int, now: float) -> None:
+        """Add leased tokens."""
+        self.tokens = self.held(now) + n
+        self.until = now + TOKEN_TTL
+        self.next_lease_at = now + PACE_WINDOW.total_seconds()
+
+    def take(self, n: int) -> None:
+        """Use tokens; those of an account do not stop what has been claimed beyond them."""
+        self.tokens = max(0, self.tokens - n)
+
+
+@dataclass
+class ProjectGate:
+    """The pace of a whole project in one lane of one worker."""
+
+    project_id: int
+    rate: float | None
+    """Messages per second over all accounts, lanes and workers; None: no pace."""
+    used_at: float = 0.0
+    purse: Purse = field(default_factory=Purse)
+
+    def budget(self, now: float) -> int | None:
+        """How many sends may start now; None: as many as the accounts take."""
+        return None if self.rate is None else self.purse.held(now)
+
+    def wants_tokens(self, room: int, now: float) -> int:
+        """How many pace tokens to lease now, for `room` sends at most."""
+        return 0 if self.rate is None else self.purse.wants(self.rate, 1, room, now)
+
+    def start(self) -> bool:
+        """Book one claimed send. False: there is no token for it; the claim counted on something else.
+
+        Tokens that ran out between the claim and now are good: the claim may have taken its time.
+        """
+        if self.rate is None:
+            return True
+        enough = self.purse.tokens > 0
+        self.purse.take(1)
+        return enough
+
+
+@dataclass
 class Gate:
     """One account in one worker."""
 
@@ -118,9 +183,7 @@ class Gate:
     paused_until: float = 0.0
     spent_until: float | None = None
     """A quota is exhausted; to be asked for again then."""
-    tokens: int = 0
-    tokens_until: float = 0.0
-    next_lease_at: float = 0.0
+    purse: Purse = field(default_factory=Purse)
 
     @property
     def rate(self) -> float | None:
@@ -161,33 +224,21 @@ class Gate:
     def budget(self, now: float) -> int:
         """How many sends may start now."""
         room = self.room(now)
-        if self.rate is None:
-            return room
-        return min(room, self.tokens) if now < self.tokens_until else 0
+        return room if self.rate is None else min(room, self.purse.held(now))
 
     def wants_tokens(self, now: float) -> int:
-        """How many pace tokens to lease now; 0 when there is no pace, enough, or it is too early to ask again.
-
-        Never more are held than one lease can give, so that tokens which nobody used do not add up to a burst.
-        """
-        rate = self.rate
-        if rate is None or now < self.next_lease_at:
-            return 0
-        held = self.tokens if now < self.tokens_until else 0
-        most = self.burst - 1 + math.ceil(rate * PACE_WINDOW.total_seconds())
-        return max(0, min(self.room(now), most) - held)
+        """How many pace tokens to lease now; 0 when there is no pace, enough, or it is too early to ask again."""
+        return 0 if self.rate is None else self.purse.wants(self.rate, self.burst, self.room(now), now)
 
     def grant_tokens(self, n: int, now: float) -> None:
         """Add leased tokens to the purse."""
-        self.tokens = (self.tokens if now < self.tokens_until else 0) + n
-        self.tokens_until = now + TOKEN_TTL
-        self.next_lease_at = now + PACE_WINDOW.total_seconds()
+        self.purse.grant(n, now)
 
     def start(self, n: int) -> None:
         """Book `n` claimed sends."""
         self.in_flight += n
         if self.rate is not None:
-            self.tokens = max(0, self.tokens - n)
+            self.purse.take(n)
 
     def end(self, *, failed: bool | None, now: float) -> bool:
         """Book the end of one send; `failed` None says nothing about the account. True when the breaker just opened."""
@@ -237,6 +288,21 @@ async def lease_pace(conn: Runner, wants: Mapping[int, tuple[Limits, int]], now:
         now,
     )
     return {row["account_id"]: row["granted"] for row in rows}
+
+
+async def lease_project_pace(
+    conn: Runner, wants: Mapping[int, tuple[float, int]], now: datetime | None
+) -> dict[int, int]:
+    """The same for projects: `{project id: (rate, wanted)}` to `{project id: granted}`. They have no burst."""
+    projects = sorted(wants)
+    rates, wanted = [wants[p][0] for p in projects], [wants[p][1] for p in projects]
+    rows = await conn.fetch(SQL.lease_project_pace, projects, rates, wanted, PACE_WINDOW, now)
+    return {row["project_id"]: row["granted"] for row in rows}
+
+
+async def create_project_pace(conn: Runner, project_ids: Collection[int]) -> None:
+    """Make the rows of projects that may have none yet."""
+    await conn.execute(SQL.create_project_pace, sorted(project_ids))
 
 
 async def apply_opening(conn: Runner, limits: Limits, span: timedelta, now: datetime | None) -> None:

@@ -19,6 +19,29 @@ UPDATE account_state s SET tat = d.tat + make_interval(secs => d.granted / d.rat
 FROM decided d WHERE s.account_id = d.account_id AND d.granted > 0
 RETURNING s.account_id, d.granted;
 
+-- name: lease_project_pace
+-- The same of projects, without a burst.
+WITH want AS (
+    SELECT * FROM unnest($1::int[], $2::float8[], $3::int[]) AS w (project_id, rate, wanted)
+), held AS (
+    SELECT s.project_id, w.rate, w.wanted,
+           greatest(s.tat, coalesce($5::timestamptz, clock_timestamp())) AS tat,
+           coalesce($5::timestamptz, clock_timestamp()) + $4::interval AS until
+    FROM want w JOIN project_pace s ON s.project_id = w.project_id
+    ORDER BY s.project_id FOR UPDATE OF s
+), decided AS (
+    SELECT project_id, tat, rate,
+           greatest(0, least(wanted, ceil(extract(epoch FROM until - tat) * rate)))::int AS granted
+    FROM held
+)
+UPDATE project_pace s SET tat = d.tat + make_interval(secs => d.granted / d.rate)
+FROM decided d WHERE s.project_id = d.project_id AND d.granted > 0
+RETURNING s.project_id, d.granted;
+
+-- name: create_project_pace
+INSERT INTO project_pace (project_id) SELECT project_id FROM unnest($1::int[]) AS p (project_id)
+ORDER BY project_id ON CONFLICT DO NOTHING;
+
 -- name: apply_opening
 UPDATE account_state SET open_until = greatest(open_until, coalesce($4::timestamptz, now()) + $3::interval)
 WHERE project_id = $1 AND account_id = $2;

@@ -6,7 +6,7 @@ trusted, so workers may die, sleep or answer late.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -164,6 +164,28 @@ async def retry_jobs(conn: Runner, retries: Sequence[Retry], now: datetime | Non
         now,
     )
     return {(row[0], row[1]) for row in rows}
+
+
+async def reschedule_jobs(conn: Connection, jobs: Sequence[NewJob], now: datetime | None) -> None:
+    """Let jobs that the caller has locked go on as something else, or later; only kind, lane, priority and time change,
+    and the attempts count from zero."""
+    if jobs:
+        await conn.execute(
+            SQL.reschedule_jobs,
+            [j.id for j in jobs],
+            [j.kind for j in jobs],
+            [j.lane for j in jobs],
+            [j.priority for j in jobs],
+            [j.due_at for j in jobs],
+            now,
+        )
+
+
+async def advance_jobs(conn: Connection, kind: int, ids: Sequence[UUID], now: datetime | None) -> Collection[int]:
+    """Make waiting jobs of this kind due now; answers with the lanes of those that were. Waits for whoever holds one:
+    what they write then is seen. Pass the ids sorted."""
+    rows = await conn.fetch(SQL.advance_jobs, ids, kind, now) if ids else []
+    return {row[0] for row in rows}
 
 
 async def release_jobs(conn: Runner, jobs: Sequence[Job]) -> None:

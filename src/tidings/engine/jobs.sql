@@ -116,6 +116,22 @@ FROM unnest($1::uuid[], $2::int[], $3::interval[], $4::int[], $5::smallint[]) AS
 WHERE job.id = x.id AND job.id = ANY ($1::uuid[]) AND job.epoch = x.epoch
 RETURNING job.id, job.epoch;
 
+-- name: reschedule_jobs
+-- any project: of jobs that the caller's transaction has locked
+UPDATE job SET kind = x.kind, lane = x.lane, priority = x.priority, due_at = coalesce(x.due_at, $6::timestamptz, now()),
+               lease_until = NULL, attempt = 0
+FROM unnest($1::uuid[], $2::smallint[], $3::smallint[], $4::smallint[], $5::timestamptz[])
+     AS x (id, kind, lane, priority, due_at)
+WHERE job.id = x.id AND job.id = ANY ($1::uuid[]);
+
+-- name: advance_jobs
+-- Whatever its time: a job that is just being put off by somebody else has to be waited for, and no condition on what it was
+-- before may pass it by.
+-- any project: ids of what the caller's transaction has moved
+UPDATE job SET due_at = least(job.due_at, coalesce($3::timestamptz, now()))
+WHERE job.id = ANY ($1::uuid[]) AND job.kind = $2 AND job.lease_until IS NULL
+RETURNING job.lane;
+
 -- name: release_jobs
 -- Given back unused (drain, or no time left in the lease): as if never claimed.
 -- any project: the id and epoch of a claim name one row

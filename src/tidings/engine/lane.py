@@ -24,7 +24,7 @@ from tidings.engine import gate as gates
 from tidings.engine import jobs as queue
 from tidings.engine.batch import Batcher
 from tidings.engine.checkpoint import Checkpoint, no_checkpoint
-from tidings.engine.gate import NOTHING_TOLD, Gate, Limits
+from tidings.engine.gate import NOTHING_TOLD, Gate, Limits, ProjectGate
 from tidings.engine.jobs import Claim, Job
 from tidings.engine.shares import Credits, Share, Waiting, decide_shares
 from tidings.engine.wakes import BUSY_POLL, IDLE_POLL, Wakes, wait_first
@@ -82,6 +82,10 @@ class SendHandler(Protocol[Prepared, Result]):
 
     async def load_account_limits(self, project_id: int, account_id: int) -> Limits | None:
         """One account, for a job that is pinned to it; None when it is gone or switched off."""
+        ...
+
+    async def load_pace(self, project_id: int) -> float | None:
+        """Messages per second that the project as a whole may send; None: no limit."""
         ...
 
     async def prepare(self, jobs: Sequence[Job]) -> Sequence[Prepared]:
@@ -147,6 +151,8 @@ class SendLane(Generic[Prepared, Result]):
         self._room = asyncio.Event()
         """A quarter of the slots has become free: worth a claim, however short ago the last one was."""
         self._gates: dict[int, Gate] = {}
+        self._projects: dict[int, ProjectGate] = {}
+        """Of projects that have a pace, or had one."""
         self._told_at = 0.0
         self._forgotten_at = 0.0
         self._looked_at: dict[int, float] = {}
@@ -292,6 +298,7 @@ class SendLane(Generic[Prepared, Result]):
         by_project = {p: [self._gate(one) for one in limits.get(p, ())] for p in projects}
         await self._refresh_told(now)
         await self._lease_tokens(by_project, now)
+        paces = await self._lease_project_tokens(projects, now)
         chosen: dict[int, Gate | None] = {}
         for project, mine in by_project.items():
             usable = [g for g in mine if g.budget(now) > 0 and g.limits.weight > 0]
@@ -301,6 +308,9 @@ class SendLane(Generic[Prepared, Result]):
             elif not mine:
                 chosen[project] = None  # pinned work may still go; the rest ends for want of an account
         left = {p: (g.budget(now) if g else self._slots) for p, g in chosen.items()}
+        for project, pace in paces.items():
+            if project in left:
+                left[project] = min(left[project], pace)
         for project, gate in self._look(by_project, now).items():
             chosen[project], left[project] = gate, LOOK_AT
         self._turn += 1
@@ -353,6 +363,7 @@ class SendLane(Generic[Prepared, Result]):
             for account_id in unused:
                 del self._gates[account_id]
             self._looked_at = {p: at for p, at in self._looked_at.items() if now - at < FORGET_AFTER}
+            self._projects = {p: g for p, g in self._projects.items() if now - g.used_at < FORGET_AFTER}
         told = await gates.load_told(self._database, sorted(self._gates), self._clock.db_now())
         for account_id, gate in self._gates.items():
             gate.hear(told.get(account_id, NOTHING_TOLD), now)
@@ -366,6 +377,29 @@ class SendLane(Generic[Prepared, Result]):
         granted = await gates.lease_pace(self._database, asked, self._clock.db_now())
         for account_id, gate in wants.items():
             gate.grant_tokens(granted.get(account_id, 0), now)
+
+    async def _lease_project_tokens(self, projects: Collection[int], now: float) -> Mapping[int, int]:
+        """What each of these projects that has a pace may send now."""
+        new: list[int] = []
+        for project in projects:
+            rate = await self._handler.load_pace(project)
+            found = self._projects.get(project)
+            if found is None and rate is not None:
+                found = self._projects[project] = ProjectGate(project, rate)
+                new.append(project)
+            if found is not None:
+                found.rate, found.used_at = rate, now
+        if new:
+            await gates.create_project_pace(self._database, new)
+        mine = [self._projects[p] for p in projects if p in self._projects]
+        wants = {
+            g.project_id: (g.rate, n) for g in mine if g.rate is not None and (n := g.wants_tokens(self._free, now))
+        }
+        if wants:
+            granted = await gates.lease_project_pace(self._database, wants, self._clock.db_now())
+            for project in wants:
+                self._projects[project].purse.grant(granted.get(project, 0), now)
+        return {g.project_id: budget for g in mine if (budget := g.budget(now)) is not None}
 
     async def _book(self, jobs: list[Job]) -> list[Job]:
         """Count the claimed jobs against their accounts; those whose account cannot take them now go back for later."""
@@ -382,6 +416,9 @@ class SendLane(Generic[Prepared, Result]):
                 continue
             wait = gate.shut_for(now)
             if not wait and job.pinned and not gate.budget(now):  # the claim counted on another account's budget
+                wait = BUSY_POLL
+            project = self._projects.get(job.project_id)
+            if not wait and project is not None and not project.start():
                 wait = BUSY_POLL
             gate.start(1)
             self._held[job.id, job.epoch].gate = gate

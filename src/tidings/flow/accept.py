@@ -39,6 +39,7 @@ from tidings.errors import (
     Problem,
     Unavailable,
 )
+from tidings.flow.breaker import Breaker
 from tidings.flow.measure import Counts, Dimension, Meter
 from tidings.flow.options import list_blobs
 from tidings.flow.request import KEY_FORM, Draft, Request, decide_acceptance, refuse, to_fingerprint, to_key_error
@@ -88,6 +89,7 @@ class Acceptor:
     Args:
         window: seconds that a lone request waits for company.
         horizon: how far ahead `send_at` may be.
+        breaker: stops runaway loops; one of its own where none is given.
     """
 
     def __init__(
@@ -100,9 +102,11 @@ class Acceptor:
         *,
         window: float = 0.0,
         horizon: timedelta = timedelta(days=89),
+        breaker: Breaker | None = None,
         checkpoint: Checkpoint = no_checkpoint,
         observe_batch: Callable[[str, int], None] | None = None,
     ) -> None:
+        self._breaker = breaker or Breaker()
         self._database = database
         self._catalog = catalog
         self._meter = meter
@@ -121,7 +125,13 @@ class Acceptor:
         )
 
     async def accept(
-        self, caller: Caller, requests: Sequence[Request | Problem], *, key: str | None, traceparent: str | None
+        self,
+        caller: Caller,
+        requests: Sequence[Request | Problem],
+        *,
+        key: str | None,
+        traceparent: str | None,
+        prints: Sequence[bytes] | None = None,
     ) -> list[Answer]:
         """Accept each request or say why not; answers in input order.
 
@@ -130,10 +140,13 @@ class Acceptor:
             requests: decoded requests, or the problem that decoding one met.
             key: the `Idempotency-Key` header; covers every request that brings no key of its own.
             traceparent: W3C trace context to carry along.
+            prints: by which each request with a key of its own is known to be the same as an earlier one; None: by all
+                that it says.
         """
         caller.require(Scope.send)
         if key is not None and not KEY_FORM.fullmatch(key):
             raise Invalid("The idempotency key is not usable.", errors=[to_key_error("Idempotency-Key")])
+        settings = (await self._catalog.load_project(caller.project_id)).settings
         users = await self._load_users(caller.project_id, requests)
         blobs = await self._claim_blobs(caller.project_id, requests)
         answers: list[Answer | None] = []
@@ -150,9 +163,16 @@ class Acceptor:
             used = fingerprint = None
             if own is not None or key is not None:
                 used = own if own is not None else key if len(requests) == 1 else f"{key}#{i}"
-                fingerprint = whole if own is None and whole else to_fingerprint(request, test=caller.test)
+                if prints is not None:
+                    fingerprint = prints[i]
+                else:
+                    fingerprint = whole if own is None and whole else to_fingerprint(request, test=caller.test)
             try:
                 draft = await self._draft(caller, request, users, blobs, now, traceparent)
+                row = draft.row
+                target = f"u:{row.user_id}" if row.user_id is not None else f"{row.to_channel}:{row.to_address}"
+                subject = caller.project_id, row.type_version_id, target
+                self._breaker.count(subject, settings.runaway_above, self._clock.monotonic(), type_key=request.type)
             except Problem as problem:
                 answers.append(problem)
                 if used is not None and fingerprint is not None and KEY_FORM.match(used):
@@ -215,16 +235,7 @@ class Acceptor:
         type_: TypeVersion | None = None
         template: TemplateVersion | None = None
         if request.type is not None:
-            type_ = self._catalog.peek_type(caller.project_id, request.type)
-            if type_ is None:
-                type_ = await self._catalog.load_type(caller.project_id, request.type)
-            if type_ is None:
-                raise refuse("/type", f"There is no type {request.type!r} in this project.")
-            template = self._catalog.peek_template(caller.project_id, type_.template_key)
-            if template is None:
-                template = await self._catalog.load_template(caller.project_id, type_.template_key)
-            if template is None:
-                raise refuse("/type", f"The template {type_.template_key!r} of this type has no published version.")
+            type_, template = await load_content(self._catalog, caller.project_id, request.type)
         user = request.to.user
         if user is not None and user not in users:
             raise refuse("/to/user", f"There is no user {user!r} in this project; create it with PUT /api/v1/users.")
@@ -351,6 +362,23 @@ class Acceptor:
         await self._checkpoint("accept.after")
         self._wakes.announce({draft.job.lane for draft in drafts if draft.job.due_at is None})
         return [[_answer(draft, taken, leaders) for draft in unit] for unit in units]
+
+
+async def load_content(catalog: Catalog, project_id: int, key: str) -> tuple[TypeVersion, TemplateVersion]:
+    """The type of this key, and what it says now.
+
+    Raises:
+        Invalid: the project has no such type, or nothing of its template is published.
+    """
+    type_ = catalog.peek_type(project_id, key) or await catalog.load_type(project_id, key)
+    if type_ is None:
+        raise refuse("/type", f"There is no type {key!r} in this project.")
+    template = catalog.peek_template(project_id, type_.template_key)
+    if template is None:
+        template = await catalog.load_template(project_id, type_.template_key)
+    if template is None:
+        raise refuse("/type", f"The template {type_.template_key!r} of this type has no published version.")
+    return type_, template
 
 
 async def forget_keys(database: Database) -> None:

@@ -23,15 +23,17 @@ WHERE i.expires_at > coalesce($3::timestamptz, now());
 
 -- name: insert_notifications
 INSERT INTO notification (id, project_id, type_version_id, user_id, to_channel, to_address, priority, channels,
-                          at_most_once, test, locale, data, content, metadata, send_at, expires_at, traceparent, options, created_at)
+                          at_most_once, test, locale, data, content, metadata, send_at, expires_at, traceparent, options, once_key,
+                          created_at)
 SELECT id, project_id, type_version_id, user_id, to_channel, to_address, priority, channels,
        at_most_once, test, locale, data::json, content::json, metadata::json, send_at, expires_at, traceparent,
-       options::json, coalesce($19::timestamptz, now())
+       options::json, once_key, coalesce($20::timestamptz, now())
 FROM unnest($1::uuid[], $2::int[], $3::int[], $4::text[], $5::smallint[], $6::text[], $7::smallint[], $8::smallint[],
             $9::bool[], $10::bool[], $11::text[], $12::text[], $13::text[], $14::text[], $15::timestamptz[],
-            $16::timestamptz[], $17::text[], $18::text[])
+            $16::timestamptz[], $17::text[], $18::text[], $19::text[])
      AS n (id, project_id, type_version_id, user_id, to_channel, to_address, priority, channels,
-           at_most_once, test, locale, data, content, metadata, send_at, expires_at, traceparent, options);
+           at_most_once, test, locale, data, content, metadata, send_at, expires_at, traceparent, options,
+           once_key);
 
 -- name: load_users
 -- Which of these users exist.

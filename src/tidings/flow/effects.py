@@ -11,8 +11,10 @@ from datetime import datetime
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
+from tidings import ids
 from tidings.db.pool import Connection
 from tidings.db.sql import load_queries
+from tidings.flow.caps import refund
 from tidings.flow.evidence import Event
 from tidings.flow.hooks import enqueue_hooks
 
@@ -84,6 +86,37 @@ async def lift_dead_letters(conn: Connection, places: Sequence[tuple[int, UUID]]
     """Take back letters, as (project, delivery): they were given up without knowing; now it is proved they went out."""
     if places:
         await conn.execute(SQL.delete_lifted_letters, *to_columns(places))
+
+
+async def apply_refunds(conn: Connection, places: Sequence[tuple[int, str, UUID]]) -> None:
+    """Give back what notifications hold of which nothing left the house, nor will: their places under limits and their
+    send-once keys. Those of which something may have left keep theirs.
+
+    Args:
+        places: (project, target, notification) each.
+    """
+    if not places:
+        return
+    by_id = {id_: (project, target) for project, target, id_ in places}
+    low, high = ids.family_bounds(by_id)
+    ordered = sorted(by_id)
+    rows = await conn.fetch(
+        SQL.list_idle,
+        ordered,
+        [by_id[id_][0] for id_ in ordered],
+        *to_columns(map(ids.family_range, ordered)),
+        low,
+        high,
+    )
+    idle = [(*by_id[row["id"]], row["id"]) for row in rows]
+    if idle:
+        await refund(conn, idle)
+        await conn.execute(SQL.delete_once, *to_columns(idle))
+
+
+def to_target(user_id: str | None, channel: int | None, address: str | None) -> str:
+    """Whom limits, digests and send-once keys count: the user, or the address of somebody without one."""
+    return f"u:{user_id}" if user_id is not None else f"{channel}:{address}"
 
 
 def to_columns(rows: Iterable[Sequence[Any]]) -> list[list[Any]]:

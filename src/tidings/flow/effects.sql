@@ -38,3 +38,20 @@ ON CONFLICT (project_id, delivery_id) DO UPDATE
 DELETE FROM dead_letter d USING unnest($1::int[], $2::uuid[]) AS x (project_id, delivery_id)
 WHERE d.project_id = x.project_id AND d.delivery_id = x.delivery_id
   AND d.project_id = ANY ($1) AND d.delivery_id = ANY ($2);  -- see lock_cancelled
+
+-- name: list_idle
+-- Of these notifications those of which nothing has left, or may have, and nothing waits to. Deliveries of one are a short
+-- range of the key.
+SELECT x.id FROM unnest($1::uuid[], $2::int[], $3::uuid[], $4::uuid[]) AS x (id, project_id, low, high)
+WHERE NOT EXISTS (
+    SELECT FROM delivery d
+    WHERE d.project_id = x.project_id AND d.id >= x.low AND d.id <= x.high AND d.id >= $5 AND d.id <= $6
+      AND d.notification_id = x.id AND (d.status <= 3 OR d.status = 4 AND d.reason = 'uncertain'))
+  AND NOT EXISTS (
+    SELECT FROM run r
+    WHERE r.project_id = x.project_id AND r.id = x.id AND r.id >= $5 AND r.id <= $6 AND r.state = 1);
+
+-- name: delete_once
+DELETE FROM send_once o USING unnest($1::int[], $2::text[], $3::uuid[]) AS x (project_id, target, id)
+WHERE o.project_id = x.project_id AND o.target = x.target AND o.notification_id = x.id
+  AND o.project_id = ANY ($1) AND o.target = ANY ($2);  -- see lock_cancelled

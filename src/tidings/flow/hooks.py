@@ -212,6 +212,10 @@ class HookSender:
         """The same of one project."""
         return self._limit(project_id)
 
+    async def load_pace(self, project_id: int) -> float | None:
+        """None: callbacks are no messages."""
+        return None
+
     def _limit(self, project_id: int) -> Limits:
         limits = self._limits.get(project_id)
         if limits is None:

@@ -27,6 +27,7 @@ from tidings.db.pool import Connection, Database, Record
 from tidings.db.sql import load_queries
 from tidings.errors import NotFound
 from tidings.flow import effects
+from tidings.flow.engagement import Engaged, apply_engagement, decide_engaged
 from tidings.flow.evidence import Event
 from tidings.flow.measure import Counts, Dimension, Meter
 from tidings.model.messages import InApp, InAppAction
@@ -195,6 +196,22 @@ async def insert_items(conn: Connection, items: Sequence[NewItem], now: datetime
             )
         )  # fmt: skip
     await conn.execute(SQL.insert_inbox_items, *effects.to_columns(stored), now)
+
+
+async def recall_items(conn: Connection, owner: Owner, delivery_ids: Collection[UUID], now: datetime | None) -> int:
+    """Take items back from a user's inbox, live streams included; answers with how many there were. The caller rings
+    the bell once that is committed."""
+    locked = await conn.fetchrow(SQL.lock_inbox, *owner, now)
+    if locked is None:
+        return 0
+    items = [_to_item(row) for row in await conn.fetch(SQL.load_items, *owner, sorted(delivery_ids))]
+    if not items:
+        return 0
+    gone = [sum(part) for part in zip(*map(_weigh, items), strict=True)]
+    last = locked["last_seq"]
+    await conn.execute(SQL.apply_recalled, *owner, [item.seq for item in items], last, now)
+    await conn.fetchrow(SQL.update_counter, *owner, last + len(items), *(-n for n in gone))
+    return len(items)
 
 
 # ---------------------------------------------------------------- marking
@@ -395,11 +412,14 @@ class Inbox:
         events: list[Event] = []
         counts: Counts = Counter()
         updates = []
+        engaged: list[Engaged] = []
         for row in await conn.fetch(SQL.lock_engagements, project_id, list(shown), low, high):
             new = shown[row["id"]] & ~row["engagement"]
             if not new:
                 continue
             updates.append((row["id"], new))
+            if not row["test"] and (counted := decide_engaged(row["engagement"], new)) is not None:
+                engaged.append(Engaged(*owner, row["channel"], *counted, now))
             dimension = Dimension(
                 project_id,
                 row["type_version_id"] or 0,
@@ -409,6 +429,7 @@ class Inbox:
                 row["template_version_id"] or 0,
                 row["variant"] or "",
                 row["locale"] or "",
+                row["segments"] or 0,
             )
             for _, bit, kind in _ENGAGEMENTS:
                 if new & bit:
@@ -418,6 +439,7 @@ class Inbox:
         if updates:
             await conn.execute(SQL.update_engagements, project_id, *effects.to_columns(updates), low, high)
             await effects.apply_events(conn, events, now)
+            await apply_engagement(conn, engaged)
             await self._meter.apply(conn, counts)
         return {dimension for dimension, _ in counts}
 

@@ -23,7 +23,7 @@ SELECT seq, changed_seq, delivery_id, notification_id, title, body, url, actions
        seen_at, read_at, clicked_at, archived_at
 FROM inbox_item
 WHERE project_id = $1 AND user_id = $2 AND (archived_at IS NOT NULL) = $3 AND ($4::text IS NULL OR category_key = $4)
-  AND seq < $5
+  AND seq < $5 AND recalled_at IS NULL
 ORDER BY seq DESC LIMIT $6;
 
 -- name: list_unread_items
@@ -64,7 +64,7 @@ WHERE project_id = $1 AND user_id = $2 FOR UPDATE;
 SELECT seq, changed_seq, delivery_id, notification_id, title, body, url, actions, category_key, created_at,
        seen_at, read_at, clicked_at, archived_at
 FROM inbox_item
-WHERE project_id = $1 AND user_id = $2 AND delivery_id = ANY ($3::uuid[])
+WHERE project_id = $1 AND user_id = $2 AND delivery_id = ANY ($3::uuid[]) AND recalled_at IS NULL
 ORDER BY seq + 0;  -- an expression: the order of an index would tempt the planner to read all of the inbox in it
 
 -- name: load_unread_items
@@ -91,6 +91,14 @@ FROM unnest($3::bigint[], $4::bigint[], $5::timestamptz[], $6::timestamptz[], $7
      AS x (seq, changed_seq, seen_at, read_at, clicked_at, archived_at)
 WHERE i.project_id = $1 AND i.user_id = $2 AND i.seq = x.seq AND i.seq = ANY ($3);  -- see lock_cancelled
 
+-- name: apply_recalled
+-- Archived as well, since that takes an item out of lists, counts and live streams.
+UPDATE inbox_item
+SET recalled_at = coalesce($5::timestamptz, now()), archived_at = coalesce(archived_at, $5::timestamptz, now()),
+    changed_seq = $4 + rank, title = '', body = '', url = NULL, actions = NULL
+FROM unnest($3::bigint[]) WITH ORDINALITY AS x (of, rank)
+WHERE project_id = $1 AND user_id = $2 AND seq = x.of AND seq = ANY ($3);  -- see lock_cancelled
+
 -- name: update_counter
 UPDATE inbox_counter SET last_seq = $3, total = total + $4, unseen = unseen + $5, unread = unread + $6
 WHERE project_id = $1 AND user_id = $2
@@ -98,12 +106,12 @@ RETURNING total, unseen, unread, last_seq;
 
 -- name: lock_engagements
 -- What the user did so far with these deliveries, and by what it is counted. Those that retention dropped are not among them.
-SELECT d.id, d.notification_id, d.engagement, d.channel, d.account_id, d.template_version_id, d.variant, d.locale,
-       n.type_version_id,
+SELECT d.id, d.notification_id, d.engagement, d.channel, d.account_id, d.template_version_id, d.variant, d.locale, d.segments,
+       n.type_version_id, coalesce(n.test, false) AS test,
        (SELECT t.category_key FROM type_version t WHERE t.project_id = $1 AND t.id = n.type_version_id) AS category_key
 FROM delivery d
 LEFT JOIN LATERAL (  -- OFFSET 0: see load_deliveries
-    SELECT n.type_version_id FROM notification n
+    SELECT n.type_version_id, n.test FROM notification n
     WHERE n.project_id = $1 AND n.id = d.notification_id AND n.id >= $3 AND n.id <= $4 OFFSET 0) n ON true
 WHERE d.project_id = $1 AND d.id = ANY ($2::uuid[]) AND d.id >= $3 AND d.id <= $4
 ORDER BY d.id FOR UPDATE OF d;

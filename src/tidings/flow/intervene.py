@@ -18,11 +18,11 @@ from tidings.directory.audit import apply_audit
 from tidings.engine import jobs as queue
 from tidings.engine.wakes import Wakes
 from tidings.errors import Forbidden, NotFound
-from tidings.flow import effects
+from tidings.flow import digests, effects, inbox
 from tidings.flow.evidence import Event
 from tidings.flow.jobs import send_job
 from tidings.flow.measure import Counts, Dimension, Meter, Move, Moves, ObserveMoved
-from tidings.model.words import Channel, EventKind, Reason, Status
+from tidings.model.words import Channel, EventKind, Reason, RunState, Status
 
 SQL: Final = load_queries(__package__, "intervene.sql")
 
@@ -54,16 +54,25 @@ class Intervener:
     """Cancels and replays, in an API process."""
 
     def __init__(
-        self, database: Database, meter: Meter, clock: Clock, wakes: Wakes, *, observe_moved: ObserveMoved | None = None
+        self,
+        database: Database,
+        meter: Meter,
+        clock: Clock,
+        wakes: Wakes,
+        *,
+        bell: inbox.Bell | None = None,
+        observe_moved: ObserveMoved | None = None,
     ) -> None:
         self._database = database
         self._meter = meter
         self._clock = clock
         self._wakes = wakes
+        self._bell = bell
         self._observe_moved = observe_moved
 
     async def cancel(self, caller: Caller, notification_id: UUID) -> Cancelled:
-        """Stop everything of a notification that has not left yet.
+        """Stop everything of a notification that has not left yet: what waits for a timer or in a digest, what is due;
+        and take back what stands in an inbox.
 
         The order matters. Setting `cancelled_at` first makes every settlement that would go on wait for us. Removing
         the plan job waits for a planner that holds it; what that one planned is then seen by the next statement.
@@ -78,9 +87,11 @@ class Intervener:
         project_id = caller.project_id
         low, high = ids.family_range(notification_id)
         moves: Moves = Counter()
+        owners: set[inbox.Owner] = set()
 
         async def work(conn: Connection) -> Cancelled:
             moves.clear()
+            owners.clear()
             now = self._clock.db_now()
             notification = await conn.fetchrow(SQL.lock_notification, project_id, notification_id)
             if notification is None:
@@ -104,15 +115,28 @@ class Intervener:
                 moves.update(Move(row["channel"], Status(row["status"]), None, Reason(row["reason"])) for row in rows)
                 stopped_ones = [row for row in rows if row["status"] == Status.cancelled]
                 await self._record(conn, project_id, notification, stopped_ones, now)
+            state = await conn.fetchval(SQL.load_run, project_id, notification_id)
+            left = await digests.leave_windows(conn, project_id, [notification_id])
+            if state == RunState.waiting or left:
+                await conn.execute(SQL.stop_run, project_id, notification_id)
             rows = await conn.fetch(SQL.load_statuses, project_id, notification_id, low, high)
             statuses = [Status(row["status"]) for row in rows]
-            out = [s for s in statuses if s not in (Status.cancelled, Status.skipped)]
-            if not out:
+            owner = project_id, notification["user_id"]
+            shown = [row["id"] for row in rows if row["channel"] == Channel.in_app]
+            recalled = await inbox.recall_items(conn, owner, shown, now) if shown and owner[1] is not None else 0
+            if recalled:
+                owners.add(owner)
+            target = effects.to_target(notification["user_id"], notification["to_channel"], notification["to_address"])
+            await effects.apply_refunds(conn, [(project_id, target, notification_id)])
+            stopped = bool(unplanned or left or recalled) or Status.cancelled in statuses
+            gathered = state == RunState.digested and not left  # it is part of a digest that has closed
+            if not gathered and all(s in (Status.cancelled, Status.skipped) for s in statuses):
                 return Cancelled.cancelled
-            stopped = bool(unplanned) or Status.cancelled in statuses
             return Cancelled.partly if stopped else Cancelled.too_late
 
         answer = await self._database.transaction(work)
+        if self._bell is not None and owners:
+            self._bell.ring(owners)
         if self._observe_moved is not None and moves:
             self._observe_moved(moves)
         return answer
@@ -148,6 +172,7 @@ class Intervener:
                 r["template_version_id"] or 0,
                 r["variant"] or "",
                 r["locale"] or "",
+                r["segments"] or 0,
             )
             counts[dimension, EventKind.cancelled] += 1
         await self._meter.apply(conn, counts)

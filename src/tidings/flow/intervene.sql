@@ -1,5 +1,5 @@
 -- name: lock_notification
-SELECT n.id, n.cancelled_at, n.test, n.type_version_id, t.category_key
+SELECT n.id, n.cancelled_at, n.test, n.type_version_id, n.user_id, n.to_channel, n.to_address, t.category_key
 FROM notification n
 LEFT JOIN type_version t ON t.project_id = n.project_id AND t.id = n.type_version_id
 WHERE n.project_id = $1 AND n.id = $2 FOR UPDATE OF n;
@@ -7,8 +7,15 @@ WHERE n.project_id = $1 AND n.id = $2 FOR UPDATE OF n;
 -- name: apply_cancelled_at
 UPDATE notification SET cancelled_at = coalesce($3::timestamptz, now()) WHERE project_id = $1 AND id = $2;
 
+-- name: load_run
+SELECT state FROM run WHERE project_id = $1 AND id = $2;
+
+-- name: stop_run
+-- Nothing follows any more. A run that had ended stays as it is.
+UPDATE run SET state = 4, reason = 'cancelled', until = NULL, pending = 0 WHERE project_id = $1 AND id = $2 AND state IN (1, 3);
+
 -- name: load_statuses
-SELECT id, status FROM delivery
+SELECT id, status, channel FROM delivery
 WHERE project_id = $1 AND id >= $3 AND id <= $4 AND notification_id = $2 ORDER BY id;
 
 -- name: apply_cancelled
@@ -18,7 +25,7 @@ UPDATE delivery SET
     reason = CASE WHEN reason = 'uncertain' THEN reason ELSE 'cancelled' END,
     ended_at = coalesce($5::timestamptz, now())
 WHERE project_id = $1 AND id = ANY ($2::uuid[]) AND id >= $3 AND id <= $4 AND status = 0
-RETURNING id, notification_id, channel, template_version_id, locale, variant, status, reason;
+RETURNING id, notification_id, channel, template_version_id, locale, variant, segments, status, reason;
 
 -- name: lock_dead_letters
 -- Dead letters to replay: the ones named ($2), or the oldest that fit the filters; none that came after $6.

@@ -3,6 +3,9 @@
 | kind | about          | lane                                   | done by                                |
 |------|----------------|----------------------------------------|----------------------------------------|
 | plan | a notification | FEEDER + the set of channels it may use | `plan.Planner`, in one transaction     |
+| step | the same, later: a timer of its steps ended | the same | the same                            |
+| digest | a digest that closes | the same               | the same, by `digests.close_windows`   |
+| expand | a broadcast's next users | the same           | the same, by `broadcasts.expand_cohorts` |
 | send | a delivery     | the channel's number                   | `send.Sender`, then `settle.Settler`   |
 | hook | a message to a hook | LANE_HOOKS                        | `hooks.HookSender`                     |
 
@@ -23,6 +26,9 @@ from tidings.model.words import Channel, Priority
 PLAN: Final = 1
 SEND: Final = 2
 HOOK: Final = 3
+STEP: Final = 4
+DIGEST: Final = 5
+EXPAND: Final = 6
 
 LANE_HOOKS: Final = 7
 """Status callbacks to the application: the number after the last channel's, and fed by no feeder lane."""
@@ -43,6 +49,18 @@ def plan_job(
 ) -> NewJob:
     """The job that plans a notification; `channels` is the bit set it may use."""
     return NewJob(id_, project_id, PLAN, FEEDER + (channels & 255), priority, due_at, None, traceparent)
+
+
+def digest_job(id_: UUID, project_id: int, priority: int, channels: int, due_at: datetime) -> NewJob:
+    """The job that closes a digest; its id is that of the notification which the digest becomes."""
+    return NewJob(id_, project_id, DIGEST, FEEDER + (channels & 255), priority, due_at)
+
+
+def expand_job(
+    id_: UUID, project_id: int, priority: int, channels: int, due_at: datetime | None, traceparent: str | None = None
+) -> NewJob:
+    """The job that tells a broadcast's next users; its id is that of their cohort."""
+    return NewJob(id_, project_id, EXPAND, FEEDER + (channels & 255), priority, due_at, None, traceparent)
 
 
 def send_job(

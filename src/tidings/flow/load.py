@@ -50,6 +50,14 @@ class Delivery(NamedTuple):
     metadata: str | None = None
     options: str | None = None
     """Of the request; see `tidings.flow.options`."""
+    segments: int | None = None
+    """The tracked segments that the user was in when it was planned, as bits."""
+    user_preferences: str | None = None
+    """None: nothing said."""
+    user_quiet_hours: str | None = None
+    user_region: str | None = None
+    now: datetime | None = None
+    """The database's."""
 
 
 NO_CATEGORY: Final = "-"

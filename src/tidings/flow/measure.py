@@ -32,6 +32,8 @@ class Dimension(NamedTuple):
     template_version_id: int = 0
     variant: str = ""
     locale: str = ""
+    segments: int = 0
+    """The tracked segments that the user was in when it was planned, as bits."""
 
 
 Counts = Counter[tuple[Dimension, EventKind]]

@@ -1,14 +1,15 @@
 -- name: load_dimensions
 SELECT d.id, x.ord
-FROM unnest($1::int[], $2::int[], $3::text[], $4::smallint[], $5::int[], $6::int[], $7::text[], $8::text[]) WITH ORDINALITY
-     AS x (project_id, type_version_id, category_key, channel, account_id, template_version_id, variant, locale, ord)
-JOIN dimension d USING (project_id, type_version_id, category_key, channel, account_id, template_version_id, variant, locale);
+FROM unnest($1::int[], $2::int[], $3::text[], $4::smallint[], $5::int[], $6::int[], $7::text[], $8::text[], $9::bigint[]) WITH ORDINALITY
+     AS x (project_id, type_version_id, category_key, channel, account_id, template_version_id, variant, locale,
+           segments, ord)
+JOIN dimension d USING (project_id, type_version_id, category_key, channel, account_id, template_version_id, variant, locale, segments);
 
 -- name: insert_dimensions
-INSERT INTO dimension (project_id, type_version_id, category_key, channel, account_id, template_version_id, variant, locale)
-SELECT * FROM unnest($1::int[], $2::int[], $3::text[], $4::smallint[], $5::int[], $6::int[], $7::text[], $8::text[])
-     AS x (project_id, type_version_id, category_key, channel, account_id, template_version_id, variant, locale)
-ORDER BY 1, 2, 3, 4, 5, 6, 7, 8
+INSERT INTO dimension (project_id, type_version_id, category_key, channel, account_id, template_version_id, variant, locale, segments)
+SELECT * FROM unnest($1::int[], $2::int[], $3::text[], $4::smallint[], $5::int[], $6::int[], $7::text[], $8::text[], $9::bigint[])
+     AS x (project_id, type_version_id, category_key, channel, account_id, template_version_id, variant, locale, segments)
+ORDER BY 1, 2, 3, 4, 5, 6, 7, 8, 9
 ON CONFLICT DO NOTHING;
 
 -- name: insert_deltas

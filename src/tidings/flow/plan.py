@@ -1,199 +1,220 @@
-"""Plan: a notification becomes deliveries, or reasons why not.
+"""Plan: a notification becomes deliveries, or reasons why not, and the timer of what comes next.
 
-Planning is done just before sending, so that it sees the preferences, addresses and templates of that moment. The
-decision is pure: it is given everything it needs. Locked reads, decision and writes are one transaction; no lease is
-needed, since a crash rolls it back.
+Planning is done just before sending, so that it sees the preferences, addresses, limits and templates of that moment.
+The decision is pure (`decide.py`); here are the locked reads it is given and the writes that follow from it, all one
+transaction. No lease is needed, since a crash rolls it back.
+
+The same lanes bring what else is done in one transaction: digests that close, broadcasts that go on.
 """
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 import asyncpg
+import msgspec
 import structlog
 
 from tidings import ids
 from tidings.clock import Clock
 from tidings.db.pool import Connection, Database, to_loggable
 from tidings.db.sql import load_queries
-from tidings.directory.catalog import Account, Catalog, TemplateVersion, TypeVersion
+from tidings.directory.catalog import Catalog, TypeVersion
+from tidings.directory.digests import decide_frequency_close, read_key
+from tidings.directory.preferences import NOTHING_SAID, parse_preferences
+from tidings.directory.quiet import QuietHours
 from tidings.engine import jobs as queue
 from tidings.engine.batch import is_about_an_item
 from tidings.engine.checkpoint import Checkpoint, no_checkpoint
 from tidings.engine.jobs import Job, NewJob, Retry
 from tidings.engine.shares import Share
 from tidings.errors import DatabaseError
+from tidings.flow import broadcasts, digests, effects
+from tidings.flow.caps import Cap, Key, Ledger, list_caps, to_keys
+from tidings.flow.decide import decide_digest, decide_plan, list_throttles
+from tidings.flow.digests import Join, Joined, to_window_key
 from tidings.flow.evidence import Event
+from tidings.flow.facts import NO_CASE, START, Facts, Past, Plan, Planned, Rules, Run, extend_trail, list_engagement
 from tidings.flow.hooks import enqueue_hooks
-from tidings.flow.jobs import ALL_CHANNELS, send_job
-from tidings.flow.load import is_suppressed
+from tidings.flow.jobs import DIGEST, EXPAND, PLAN, STEP, send_job
 from tidings.flow.measure import Counts, Dimension, Meter, Move, Moves, ObserveMoved
-from tidings.model.words import CHANNELS_OF_THIS_VERSION, Channel, EventKind, Reason, Status
-from tidings.providers.simulator import simulated_outcome
+from tidings.model.conditions import Case
+from tidings.model.rulings import Answer, Level, Rule, Ruling
+from tidings.model.words import Channel, EventKind, Frequency, Priority, Reason, RunState, Status
 
 SQL: Final = load_queries(__package__, "plan.sql")
 
 log = structlog.get_logger(__name__)
 
-ONE_ADDRESS: Final = frozenset({Channel.email, Channel.sms})
-"""Channels on which a person is told once, at the first address, however many they have. On the others every address
-is a device or an endpoint of its own."""
-
 GIVE_UP_AFTER: Final = 5
 """Times that planning one notification may break before it is put aside as failed."""
 
-
-class Facts(NamedTuple):
-    """What is known of a notification when it is planned; the order of the fields is that of load_plans' columns."""
-
-    id: UUID
-    project_id: int
-    type_version_id: int | None
-    user_id: str | None
-    to_channel: int | None
-    to_address: str | None
-    priority: int
-    channels: int | None
-    test: bool
-    locale: str | None
-    cancelled: bool
-    expired: bool | None
-    user_exists: bool
-    user_locale: str | None
-    address_channels: Sequence[int] | None
-    addresses: Sequence[str] | None
-    suppressed: Sequence[str | None] | None
-    to_suppressed: str | None
+_decode_quiet: Final = msgspec.json.Decoder(QuietHours).decode
+_decode_object: Final = msgspec.json.Decoder(dict[str, Any]).decode
 
 
-@dataclass(frozen=True, slots=True)
-class Planned:
-    """One delivery to make: queued for an account, or ended at once for a reason."""
+class Subject(NamedTuple):
+    """A notification to plan: what is known, and all that it is decided by."""
 
-    channel: Channel
-    address: str
-    status: Status = Status.queued
-    reason: Reason | None = None
-    template_version_id: int | None = None
-    locale: str | None = None
-    account_id: int | None = None
-    """Pinned: the simulator's account, or one that serves addresses of this kind. None lets the claim choose."""
+    facts: Facts
+    run: Run
+    rules: Rules
 
 
-def decide_plan(
-    facts: Facts,
-    type_: TypeVersion | None,
-    template: TemplateVersion | None,
-    accounts: Mapping[Channel, Sequence[Account]],
-    rng: random.Random,
-) -> list[Planned]:
-    """The deliveries of a notification. Pure, but for the draws from `rng`.
+class Decided(NamedTuple):
+    """What planning came to for one notification."""
 
-    Args:
-        facts: the request, the user and the addresses.
-        type_: the pinned type version; None for content without a type.
-        template: the template version published now; None when there is none (any more), or no type.
-        accounts: the project's usable accounts.
-        rng: chooses among the accounts that serve an address, where not all of the channel's do.
-    """
-    if facts.cancelled:
-        return []
-    allowed = ALL_CHANNELS if facts.channels is None else facts.channels
-    if facts.to_channel is not None:
-        channels = [Channel(facts.to_channel)]
-    elif type_ is not None and type_.steps:
-        channels = list(dict.fromkeys(c for step in type_.steps for c in step))
-    elif template is not None:
-        channels = sorted(template.channels)
-    else:
-        channels = [c for c in CHANNELS_OF_THIS_VERSION if facts.channels is None or allowed >> c & 1]
-    planned: list[Planned] = []
-    for channel in channels:
-        if not allowed >> channel & 1:
-            continue
-        targets = _targets(facts, channel, type_.category if type_ is not None else "")
-        if facts.user_id is not None and not facts.user_exists:
-            planned.append(Planned(channel, "", Status.skipped, Reason.user_deleted))
-            continue
-        if not targets:
-            planned.append(Planned(channel, "", Status.skipped, Reason.no_address))
-            continue
-        for address, suppressed in targets:
-            usable = accounts.get(channel, ())
-            planned.append(_plan_one(facts, channel, address, suppressed, type_, template, usable, rng))
-    if not planned:  # the template lost the channels that this request allows, after it was accepted
-        channel = next((c for c in Channel if allowed >> c & 1), Channel.email)
-        planned.append(Planned(channel, "", Status.skipped, Reason.no_template))
-    return planned
+    subject: Subject
+    plan: Plan
+    joined: Joined | None = None
+    """The digest that it went into, or some of its channels did."""
+
+    @property
+    def category(self) -> str:
+        """Its type's; '' for none."""
+        return self.subject.rules.type_.category if self.subject.rules.type_ is not None else ""
 
 
-def _plan_one(
-    facts: Facts,
-    channel: Channel,
-    address: str,
-    suppressed: bool,
-    type_: TypeVersion | None,
-    template: TemplateVersion | None,
-    accounts: Sequence[Account],
-    rng: random.Random,
-) -> Planned:
-    def ended(status: Status, reason: Reason) -> Planned:
-        return Planned(channel, address, status, reason)
+class Reader:
+    """Everything that planning is decided by; for planning itself, and for explaining what it would decide."""
 
-    if facts.expired:
-        return ended(Status.expired, Reason.expired)
-    if suppressed:
-        return ended(Status.skipped, Reason.suppressed)
-    locale = None
-    if type_ is not None:
-        if template is None or channel not in template.channels:
-            return ended(Status.skipped, Reason.no_template)
-        locale = template.resolve_locale(channel, facts.locale or facts.user_locale)
-    pinned: int | None = None
-    if facts.test or simulated_outcome(channel, address) is not None:
-        simulators = [a for a in accounts if a.test]
-        if not simulators:
-            return ended(Status.skipped, Reason.no_account)
-        pinned = simulators[0].id
-    else:
-        live = [a for a in accounts if not a.test and a.weight > 0]
-        serving = [a for a in live if a.serves(address)]
-        if not serving:
-            return ended(Status.skipped, Reason.no_account)
-        if len(serving) < len(live):
-            pinned = rng.choices(serving, [a.weight for a in serving])[0].id
-    return Planned(
-        channel, address, template_version_id=template.id if template else None, locale=locale, account_id=pinned
-    )
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
 
+    async def load(
+        self,
+        conn: Connection,
+        asked: Mapping[UUID, tuple[int, bool]],
+        now: datetime | None,
+        *,
+        lock: bool = True,
+    ) -> list[Subject]:
+        """The notifications, each with its rules, in the order of their ids; those that retention dropped are missing.
 
-def _targets(facts: Facts, channel: Channel, category: str) -> list[tuple[str, bool]]:
-    """The addresses to tell on this channel, each with whether it is suppressed for this category."""
-    if facts.to_channel is not None:
-        return (
-            [(facts.to_address or "", is_suppressed(facts.to_suppressed, category))]
-            if channel == facts.to_channel
-            else []
+        Args:
+            asked: project of each, and whether it is under way already.
+            lock: the counters of limits are locked, for whoever books in them.
+        """
+        places = sorted(asked.items())
+        columns = [id_ for id_, _ in places], [project for _, (project, _) in places]
+        low, high = ids.family_bounds(asked)
+        facts = [Facts(*row) for row in await conn.fetch(SQL.load_plans, *columns, low, high, now)]
+        facts.sort(key=lambda f: f.id.int)
+        return await self.complete(conn, facts, {id_ for id_, (_, under_way) in places if under_way}, lock=lock)
+
+    async def complete(
+        self,
+        conn: Connection,
+        facts: Sequence[Facts],
+        under_way: Collection[UUID],
+        *,
+        lock: bool,
+        cases: Mapping[UUID, Case] | None = None,
+    ) -> list[Subject]:
+        """The rules of these facts; `cases` where their data stand nowhere yet."""
+        types = await self._load_types(facts)
+        runs = await self._load_runs(conn, [f for f in facts if f.id in under_way])
+        asking = [f for f in facts if (t := types[f.id]) is not None and t.asks_data]
+        if cases is None:
+            cases = await self._load_cases(conn, asking, runs)
+        timed = {(f.project_id, f.user_id) for f in facts if (t := types[f.id]) and t.send_time and f.user_id}
+        hours = await self._load_hours(conn, timed) if timed else {}
+        settings = {p: (await self._catalog.load_project(p)).settings for p in {f.project_id for f in facts}}
+        defaults = {p: {Channel[name]: on for name, on in s.defaults.items()} for p, s in settings.items()}
+        caps: dict[UUID, Sequence[Cap]] = {}
+        wanted: set[Key] = set()
+        for f in facts:
+            type_ = types[f.id]
+            mine = caps[f.id] = list_caps(type_, settings[f.project_id], Priority(f.priority))
+            if mine:
+                wanted.update(to_keys(f.project_id, f.target, mine))
+            if type_ is not None and type_.throttles:
+                wanted.update(to_keys(f.project_id, f.target, list_throttles(type_)))
+        ledger = await (Ledger.lock(conn, wanted) if lock else Ledger.load(conn, wanted))
+        subjects = []
+        for f in facts:
+            type_, template = types[f.id], None
+            if type_ is not None:
+                template = self._catalog.peek_template(f.project_id, type_.template_key)
+                if template is None:
+                    template = await self._catalog.load_template(f.project_id, type_.template_key)
+            rules = Rules(
+                type_=type_,
+                template=template,
+                accounts=await self._catalog.load_accounts(f.project_id),
+                settings=settings[f.project_id],
+                defaults=defaults[f.project_id],
+                ledger=ledger,
+                caps=caps[f.id],
+                said=parse_preferences(f.preferences) if f.preferences is not None else NOTHING_SAID,
+                quiet=_decode_quiet(f.quiet_hours) if f.quiet_hours is not None else None,
+                case=cases.get(f.id, NO_CASE),
+                hours=hours.get((f.project_id, f.user_id), ()),
+            )
+            subjects.append(Subject(f, runs.get(f.id, START), rules))
+        return subjects
+
+    async def _load_types(self, facts: Sequence[Facts]) -> dict[UUID, TypeVersion | None]:
+        versions = await self._catalog.load_type_versions(
+            {(f.project_id, f.type_version_id) for f in facts if f.type_version_id is not None}
         )
-    if channel is Channel.in_app:
-        return [(facts.user_id, False)] if facts.user_id is not None else []
-    if not facts.address_channels or facts.addresses is None or facts.suppressed is None:
-        return []
-    found = [
-        (address, is_suppressed(streams, category))
-        for of, address, streams in zip(facts.address_channels, facts.addresses, facts.suppressed, strict=True)
-        if of == channel
-    ]
-    if channel in ONE_ADDRESS and len(found) > 1:
-        good = [target for target in found if not target[1]]
-        return good[:1] or found[:1]
-    return found
+        types: dict[UUID, TypeVersion | None] = {}
+        for f in facts:
+            types[f.id] = versions.get(f.type_version_id) if f.type_version_id is not None else None
+            if types[f.id] is None and f.type_version_id is not None:  # it would pass for content without a type
+                raise LookupError(f"the type version {f.type_version_id} cannot be used by this process")
+        return types
+
+    async def _load_runs(self, conn: Connection, facts: Sequence[Facts]) -> dict[UUID, Run]:
+        if not facts:
+            return {}
+        columns = [f.id for f in facts], [f.project_id for f in facts]
+        low, high = ids.family_bounds(columns[0])
+        families = [ids.family_range(id_) for id_ in columns[0]]
+        past: dict[UUID, list[Past]] = {}
+        bounds = [first for first, _ in families], [last for _, last in families]
+        for notification_id, *row in await conn.fetch(SQL.load_pasts, *columns, *bounds, low, high):
+            past.setdefault(notification_id, []).append(Past(*row))
+        return {
+            id_: Run(step, place, pending, until, trail, tuple(past.get(id_, ())))
+            for id_, step, place, pending, until, trail in await conn.fetch(SQL.load_runs, *columns, low, high)
+        }
+
+    async def _load_cases(self, conn: Connection, facts: Sequence[Facts], runs: Mapping[UUID, Run]) -> dict[UUID, Case]:
+        if not facts:
+            return {}
+        columns = [f.id for f in facts], [f.project_id for f in facts]
+        rows = await conn.fetch(SQL.load_cases, *columns, *ids.family_bounds(columns[0]))
+        found = {row["id"]: row for row in rows}
+        return {
+            f.id: Case(
+                data=_decode_object(row["data"]) if row["data"] else {},
+                user={
+                    **(_decode_object(row["attributes"]) if row["attributes"] else {}),
+                    "id": row["user_id"],
+                    "locale": row["locale"],
+                    "time_zone": row["time_zone"],
+                    "region": row["region"],
+                    "created_at": row["created_at"],
+                },
+                engagement=frozenset(list_engagement(runs[f.id].past)) if f.id in runs else frozenset(),
+                now=f.now,
+            )
+            for f in facts
+            if (row := found.get(f.id)) is not None
+        }
+
+    async def _load_hours(
+        self, conn: Connection, users: Collection[tuple[int, str | None]]
+    ) -> dict[tuple[int, str | None], Sequence[int]]:
+        places = sorted((project, user) for project, user in users if user is not None)
+        rows = await conn.fetch(SQL.load_hours, [p for p, _ in places], [u for _, u in places])
+        return {(row["project_id"], row["user_id"]): row["hours"] for row in rows}
 
 
 class Planner:
@@ -214,6 +235,7 @@ class Planner:
         self._meter = meter
         self._clock = clock
         self._checkpoint = checkpoint
+        self._reader = Reader(catalog)
         self._observe_moved: ObserveMoved = observe_moved or (lambda _: None)
 
     async def feed(self, shares: Sequence[Share]) -> tuple[int, Collection[int]]:
@@ -246,103 +268,230 @@ class Planner:
         async def work(conn: Connection) -> int:
             counts.clear()
             moves.clear()
+            lanes.clear()
             jobs = await queue.lock_jobs(conn, shares, now=self._clock.db_now())
             if not jobs:
                 return 0
             jobs.sort(key=lambda job: job.id)
-            plans = await self._decide(conn, jobs, counts)
-            await self._apply(conn, jobs, plans, counts, lanes)
-            moves.update(
-                Move(p.channel, p.status, None, p.reason)
-                for _, planned, _ in plans.values()
-                for p in planned
-                if p.status is not Status.queued
-            )
+            notes = [job for job in jobs if job.kind in (PLAN, STEP)]
+            if notes:
+                decided = await self._decide(conn, notes)
+                self._count(decided, counts, moves)
+                await self._apply(conn, notes, decided, counts, moves, lanes)
+            if len(notes) < len(jobs):
+                await self._go_on(conn, jobs)
             await self._checkpoint("plan.commit")
             return len(jobs)
 
         done = await self._database.transaction(work)
+        await self._checkpoint("plan.after")
+        await self._meter.catch_up()
         if moves:
             self._observe_moved(moves)
-        await self._checkpoint("plan.after")
         return done, lanes
 
-    async def _decide(
-        self, conn: Connection, jobs: Sequence[Job], counts: Counts
-    ) -> dict[UUID, tuple[Facts, list[Planned], str]]:
-        low, high = ids.family_bounds(job.id for job in jobs)
-        rows = await conn.fetch(
-            SQL.load_plans, [j.id for j in jobs], [j.project_id for j in jobs], low, high, self._clock.db_now()
-        )
-        facts = [Facts(*row) for row in rows]
-        versions = await self._catalog.load_type_versions(
-            {(f.project_id, f.type_version_id) for f in facts if f.type_version_id is not None}
-        )
-        plans: dict[UUID, tuple[Facts, list[Planned], str]] = {}
+    async def _go_on(self, conn: Connection, jobs: Sequence[Job]) -> None:
+        """Close the digests and expand the broadcasts whose time has come."""
+        now = self._clock.db_now() or await conn.fetchval(SQL.load_now)
+        if closing := [job for job in jobs if job.kind == DIGEST]:
+            await digests.close_windows(conn, closing, now, self._catalog)
+        if expanding := [job for job in jobs if job.kind == EXPAND]:
+            await broadcasts.expand_cohorts(conn, expanding, now, self._clock.random, self._catalog, self._meter)
+
+    # ------------------------------------------------------------ deciding
+
+    async def _decide(self, conn: Connection, jobs: Sequence[Job]) -> dict[UUID, Decided]:
+        now, rng = self._clock.db_now(), self._clock.random
+        asked = {job.id: (job.project_id, job.kind == STEP) for job in jobs}
+        subjects = await self._reader.load(conn, asked, now)
+        lanes = {job.id: job.lane - queue.FEEDER for job in jobs}
+        new = {job.id for job in jobs if job.kind == PLAN}
+        late = await self._claim_once(conn, [s.facts for s in subjects if s.facts.once_key is not None], now)
+        joined = await self._gather(conn, [s for s in subjects if s.facts.id in new], lanes)
+        decided: dict[UUID, Decided] = {}
+        later: list[Join] = []
+        for subject in subjects:
+            facts, run, rules = subject
+            into = joined.get(facts.id)
+            if into is not None and not into.goes_now:
+                ruling = Ruling(Rule.digest, Answer.digest, Level.type, None, Reason.digested, into.closes_at)
+                plan = Plan(rulings=[ruling]).end(0, RunState.digested, Reason.digested)
+            else:
+                if facts.id in late:
+                    rules = replace(rules, sent_before=True)
+                into = None
+                plan = decide_plan(facts, run, rules, rng)
+                later += [_to_join(facts, rules, d.channels, d.reason, d.close_at) for d in plan.digests]
+            decided[facts.id] = Decided(subject, plan, into)
+        if subjects:
+            await subjects[0].rules.ledger.write(conn)
+        if later:
+            for id_, into in (await digests.join_windows(conn, later, subjects[0].facts.now, rng)).items():
+                decided[id_] = decided[id_]._replace(joined=into)
+        return decided
+
+    async def _claim_once(self, conn: Connection, facts: Sequence[Facts], now: datetime | None) -> set[UUID]:
+        """Claim send-once keys; answers with who comes too late."""
+        if not facts:
+            return set()
+        wanted: dict[tuple[int, str, str], UUID] = {}
         for f in facts:
-            type_ = versions.get(f.type_version_id) if f.type_version_id is not None else None
-            if type_ is None and f.type_version_id is not None:  # it would pass for content without a type
-                raise LookupError(f"the type version {f.type_version_id} cannot be used by this process")
-            template = None
-            if type_ is not None:
-                template = self._catalog.peek_template(f.project_id, type_.template_key)
-                if template is None:
-                    template = await self._catalog.load_template(f.project_id, type_.template_key)
-            accounts = await self._catalog.load_accounts(f.project_id)
-            planned = decide_plan(f, type_, template, accounts, self._clock.random)
-            category = type_.category if type_ is not None else ""
-            plans[f.id] = f, planned, category
-            for p in planned:
+            wanted.setdefault((f.project_id, f.target, f.once_key or ""), f.id)
+        rows = sorted(wanted.items())
+        columns = [[place[i] for place, _ in rows] for i in range(3)]
+        taken = await conn.fetch(SQL.claim_once, *columns, [id_ for _, id_ in rows], now)
+        owner = {(row["project_id"], row["target"], row["key"]): row["notification_id"] for row in taken}
+        return {f.id for f in facts if owner[f.project_id, f.target, f.once_key or ""] != f.id}
+
+    async def _gather(
+        self, conn: Connection, subjects: Sequence[Subject], lanes: Mapping[UUID, int]
+    ) -> dict[UUID, Joined]:
+        """Let those that go into a digest by their type or by the user's wish join it."""
+        joins = []
+        for facts, _, rules in subjects:
+            frequency = decide_digest(facts, rules)
+            if frequency is None or rules.type_ is None:
+                continue
+            rule, close_at, key = rules.type_.digest, None, ""
+            if frequency is not Frequency.instant:
+                zone = facts.time_zone or rules.settings.time_zone
+                close_at = decide_frequency_close(frequency, rules.type_.rules.digest_hour, facts.now, zone)
+            if rule is not None:
+                key = read_key(rule, rules.case.data)
+            reason = Reason.digested if close_at is None else frequency
+            first_now = close_at is None and rule is not None and rule.first == "now"
+            joins.append(_to_join(facts, rules, lanes[facts.id], reason, close_at, key, first_now=first_now))
+        if not joins:
+            return {}
+        return await digests.join_windows(conn, joins, subjects[0].facts.now, self._clock.random)
+
+    # ------------------------------------------------------------ writing
+
+    def _count(self, decided: Mapping[UUID, Decided], counts: Counts, moves: Moves) -> None:
+        for entry in decided.values():
+            facts, plan, category = entry.subject.facts, entry.plan, entry.category
+            for p in plan.planned:
                 kind = EventKind(int(p.status)) if p.reason is not None else EventKind.queued
-                counts[_dimension(f, p, category), kind] += 1
-        await self._meter.intern(dimension for dimension, _ in counts)
-        return plans
+                counts[_dimension(facts, p, category), kind] += 1
+                if p.status is not Status.queued:
+                    moves[Move(p.channel, p.status, None, p.reason)] += 1
+            whole = Dimension(facts.project_id, facts.type_version_id or 0, category)
+            if plan.state is RunState.digested or plan.digests:
+                counts[whole, EventKind.digested] += 1
+            if plan.state is RunState.waiting and plan.reason is not None:
+                counts[whole, EventKind.held] += 1
 
     async def _apply(
         self,
         conn: Connection,
         jobs: Sequence[Job],
-        plans: Mapping[UUID, tuple[Facts, list[Planned], str]],
+        decided: Mapping[UUID, Decided],
         counts: Counts,
+        moves: Moves,
         lanes: set[int],
     ) -> None:
         rng = self._clock.random
         deliveries: list[tuple[Any, ...]] = []
         sends: list[NewJob] = []
+        runs: list[tuple[Any, ...]] = []
+        ended: list[Job] = []
+        later: list[NewJob] = []
+        withdrawn: list[tuple[int, UUID]] = []
+        idle: list[tuple[int, str, UUID]] = []
         for job in jobs:
-            if job.id not in plans:  # retention dropped the notification; the job has nothing left to plan
+            if job.id not in decided:  # retention dropped the notification; the job has nothing left to plan
+                ended.append(job)
                 continue
-            _, planned, _ = plans[job.id]
-            for p in planned:
+            (facts, run, rules), plan, into = decided[job.id]
+            for p in plan.planned:
                 id_ = ids.child_id(job.id, rng)
                 deliveries.append(
                     (
                         id_, job.project_id, job.id, int(p.channel), int(p.status), p.template_version_id, p.address,
-                        p.locale, p.reason,
+                        p.locale, p.reason, p.step, facts.segments,
                     )
                 )  # fmt: skip
                 if p.status is Status.queued:
                     sends.append(send_job(id_, job.project_id, job.priority, p.channel, p.account_id, job.traceparent))
                     lanes.add(int(p.channel))
+            withdrawn += [(job.project_id, id_) for id_ in plan.withdrawn]
+            runs.append(
+                (
+                    job.id, job.project_id, plan.step, int(plan.state), plan.place, plan.pending, plan.until,
+                    plan.reason, into.window_id if into is not None else None,
+                    extend_trail(run.trail, plan.rulings, facts.now),
+                )
+            )  # fmt: skip
+            if plan.state is RunState.waiting:
+                assert plan.until is not None
+                due_at = plan.until if facts.expires_at is None else min(plan.until, facts.expires_at)
+                later.append(NewJob(job.id, job.project_id, STEP, job.lane, job.priority, due_at))
+            else:
+                ended.append(job)
+                may_hold = rules.caps or facts.once_key is not None
+                if may_hold and not plan.digests and all(p.status is not Status.queued for p in plan.planned):
+                    idle.append((job.project_id, facts.target, job.id))
         now = self._clock.db_now()
         if deliveries:
             deliveries.sort(key=lambda row: row[0].int)  # as the database orders them, but compared in C
-            await conn.execute(SQL.insert_deliveries, *(list(c) for c in zip(*deliveries, strict=True)), now)
+            await conn.execute(SQL.insert_deliveries, *effects.to_columns(deliveries), now)
             await self._tell_ended(conn, deliveries, now)
         sends.sort(key=lambda job: job.id.int)
         await queue.insert_jobs(conn, sends, now)
-        known = [job for job in jobs if job.id in plans]
-        await conn.execute(SQL.insert_runs, [j.id for j in known], [j.project_id for j in known], [1] * len(known), now)
-        await queue.finish_jobs(conn, jobs)
+        if runs:
+            await conn.execute(SQL.insert_runs, *effects.to_columns(runs), now)
+        await queue.finish_jobs(conn, ended)
+        await queue.reschedule_jobs(conn, later, now)
+        if withdrawn:
+            await self._withdraw(conn, withdrawn, decided, counts, moves, now)
+        await effects.apply_refunds(conn, idle)
         await self._meter.apply(conn, counts)
+
+    async def _withdraw(
+        self,
+        conn: Connection,
+        withdrawn: Sequence[tuple[int, UUID]],
+        decided: Mapping[UUID, Decided],
+        counts: Counts,
+        moves: Moves,
+        now: datetime | None,
+    ) -> None:
+        """Stop deliveries that the next of a chain takes the place of. Those in flight are left to end."""
+        freed: set[UUID] = set()
+        projects = {project for project, _ in withdrawn}
+        for project in sorted(projects):
+            freed |= await queue.remove_free_jobs(conn, project, [id_ for of, id_ in withdrawn if of == project])
+        if not freed:
+            return
+        rows = await conn.fetch(SQL.apply_withdrawn, sorted(projects), sorted(freed), *ids.family_bounds(freed), now)
+        rng = self._clock.random
+        events = []
+        for row in rows:
+            status, reason = Status(row["status"]), Reason(row["reason"])
+            entry = decided[row["notification_id"]]
+            events.append(
+                Event(
+                    ids.child_id(row["id"], rng), row["project_id"], row["notification_id"], row["id"],
+                    EventKind(int(status)), None, None, reason, None, None,
+                )
+            )  # fmt: skip
+            planned = Planned(
+                Channel(row["channel"]),
+                "",
+                template_version_id=row["template_version_id"],
+                locale=row["locale"],
+            )
+            counts[_dimension(entry.subject.facts, planned, entry.category), EventKind(int(status))] += 1
+            moves[Move(row["channel"], status, None, reason)] += 1
+        await effects.apply_events(conn, events, now)
 
     async def _tell_ended(self, conn: Connection, deliveries: Sequence[tuple[Any, ...]], now: datetime | None) -> None:
         """Tell the hooks what nobody will send. It has no event row: the life of a delivery shows it from its own."""
         rng = self._clock.random
         ended = [
-            Event(ids.child_id(id_, rng), project, notification, id_, EventKind(status), None, None, reason, None, None)
-            for id_, project, notification, _, status, *_, reason in deliveries
-            if status != Status.queued and await self._catalog.load_hooks(project)
+            Event(ids.child_id(row[0], rng), row[1], row[2], row[0], EventKind(row[4]), None, None, row[8], None, None)
+            for row in deliveries
+            if row[4] != Status.queued and await self._catalog.load_hooks(row[1])
         ]
         if ended:
             await enqueue_hooks(conn, ended, now)
@@ -356,17 +505,19 @@ class Planner:
             jobs = await queue.lock_jobs(conn, shares, now=self._clock.db_now())
             for job in jobs:
                 log.error("plan.broke", notification=ids.to_public(ids.NOTIFICATION, job.id), error=to_loggable(error))
-                if job.attempt + 1 < GIVE_UP_AFTER:
-                    after = timedelta(seconds=30 * 4**job.attempt)
+                if job.attempt + 1 < GIVE_UP_AFTER or job.kind in (DIGEST, EXPAND):  # these stand for many
+                    after = timedelta(seconds=30 * 4 ** min(job.attempt, GIVE_UP_AFTER))
                     await queue.retry_jobs(conn, [Retry(job, after, None, job.attempt + 1)], self._clock.db_now())
                     continue
                 id_ = ids.child_id(job.id, self._clock.random)
                 channel = next((c for c in Channel if (job.lane - queue.FEEDER) >> c & 1), Channel.email)
                 row = (
                     id_, job.project_id, job.id, int(channel), int(Status.failed), None, "", None, Reason.unsupported,
+                    None, None,
                 )  # fmt: skip
                 await conn.execute(SQL.insert_deliveries, *([value] for value in row), self._clock.db_now())
-                await conn.execute(SQL.insert_runs, [job.id], [job.project_id], [1], self._clock.db_now())
+                run = (job.id, job.project_id, 0, int(RunState.stopped), 0, 0, None, Reason.unsupported, None, None)
+                await conn.execute(SQL.insert_runs, *([value] for value in run), self._clock.db_now())
                 await queue.finish_jobs(conn, [job])
                 counts: Counts = Counter({(Dimension(job.project_id, channel=int(channel)), EventKind.failed): 1})
                 await self._meter.apply(conn, counts)
@@ -375,6 +526,34 @@ class Planner:
         await self._database.transaction(work)
         if moves:
             self._observe_moved(moves)
+
+
+def _to_join(
+    facts: Facts,
+    rules: Rules,
+    channels: int,
+    reason: str,
+    close_at: datetime | None,
+    key: str = "",
+    *,
+    first_now: bool = False,
+) -> Join:
+    assert rules.type_ is not None  # content without a type is not gathered
+    assert facts.type_version_id is not None
+    return Join(
+        project_id=facts.project_id,
+        target=facts.target,
+        key=to_window_key(rules.type_.key, key, channels, reason, test=facts.test),
+        notification_id=facts.id,
+        type_version_id=facts.type_version_id,
+        rule=rules.type_.digest,
+        close_at=close_at,
+        time_zone=facts.time_zone or rules.settings.time_zone,
+        reason=reason,
+        priority=facts.priority,
+        channels=channels,
+        first_now=first_now,
+    )
 
 
 def _halve(shares: Sequence[Share]) -> tuple[Sequence[Share], Sequence[Share]]:
@@ -394,4 +573,5 @@ def _dimension(facts: Facts, planned: Planned, category: str) -> Dimension:
         planned.template_version_id or 0,
         "",
         planned.locale or "",
+        facts.segments or 0,
     )

@@ -2,17 +2,21 @@
 -- Everything that planning decides on, for many notifications: the request, the user, the addresses that are usable and
 -- which streams of each are suppressed. $3 and $4 bound the ids, so that only their partitions are touched.
 SELECT n.id, n.project_id, n.type_version_id, n.user_id, n.to_channel, n.to_address, n.priority, n.channels, n.test,
-       n.locale, n.cancelled_at IS NOT NULL AS cancelled,
-       n.expires_at <= coalesce($5::timestamptz, now()) AS expired,
+       n.locale, (n.cancelled_at IS NOT NULL OR b.cancelled_at IS NOT NULL) AS cancelled, n.expires_at,
        u.id IS NOT NULL AS user_exists, u.locale AS user_locale,
        a.channels AS address_channels, a.addresses, a.suppressed,
        CASE WHEN n.to_address IS NOT NULL THEN (
            SELECT string_agg(s.stream, E'\n') FROM suppression s
-           WHERE s.project_id = n.project_id AND s.channel = n.to_channel AND s.address = n.to_address) END AS to_suppressed
+           WHERE s.project_id = n.project_id AND s.channel = n.to_channel AND s.address = n.to_address) END AS to_suppressed,
+       n.items, n.once_key, nullif(u.preferences::text, '{}') AS preferences, u.quiet_hours::text AS quiet_hours,
+       u.time_zone, u.region, nullif(u.segments, 0) AS segments, coalesce($5::timestamptz, now()) AS now
 FROM unnest($1::uuid[], $2::int[]) AS x (id, project_id)
 CROSS JOIN LATERAL (  -- OFFSET 0: see load_deliveries
     SELECT * FROM notification n
     WHERE n.project_id = x.project_id AND n.id = x.id AND n.id >= $3 AND n.id <= $4 OFFSET 0) n
+LEFT JOIN LATERAL (
+    SELECT b.cancelled_at FROM broadcast b
+    WHERE n.broadcast_id IS NOT NULL AND b.project_id = n.project_id AND b.id = n.broadcast_id OFFSET 0) b ON true
 LEFT JOIN LATERAL (
     SELECT * FROM app_user u WHERE u.project_id = n.project_id AND u.id = n.user_id OFFSET 0) u ON true
 LEFT JOIN LATERAL (
@@ -26,16 +30,85 @@ LEFT JOIN LATERAL (
     WHERE a.project_id = n.project_id AND a.user_id = n.user_id AND a.dropped_at IS NULL
 ) a ON n.user_id IS NOT NULL;
 
+-- name: load_runs
+-- Where these notifications stand.
+SELECT r.id, r.step, r.place, r.pending, r.until, r.trail::text
+FROM unnest($1::uuid[], $2::int[]) AS x (id, project_id)
+CROSS JOIN LATERAL (  -- OFFSET 0: see load_deliveries
+    SELECT * FROM run r
+    WHERE r.project_id = x.project_id AND r.id = x.id AND r.id >= $3 AND r.id <= $4 OFFSET 0) r;
+
+-- name: load_pasts
+-- The deliveries that these notifications have. Those of one are a short range of the key; see tidings.ids.
+SELECT d.notification_id, d.id, d.channel, d.status, d.engagement, d.step, d.account_id, d.reason
+FROM unnest($1::uuid[], $2::int[], $3::uuid[], $4::uuid[]) AS x (id, project_id, low, high)
+CROSS JOIN LATERAL (
+    SELECT * FROM delivery d
+    WHERE d.project_id = x.project_id AND d.id >= x.low AND d.id <= x.high AND d.id >= $5 AND d.id <= $6
+      AND d.notification_id = x.id OFFSET 0) d
+ORDER BY d.id;
+
+-- name: load_cases
+-- What conditions and digest keys ask about.
+SELECT n.id, coalesce(n.data, b.data)::text AS data, u.id AS user_id, u.locale, u.time_zone, u.region,
+       u.attributes::text AS attributes, u.created_at
+FROM unnest($1::uuid[], $2::int[]) AS x (id, project_id)
+CROSS JOIN LATERAL (
+    SELECT * FROM notification n
+    WHERE n.project_id = x.project_id AND n.id = x.id AND n.id >= $3 AND n.id <= $4 OFFSET 0) n
+LEFT JOIN LATERAL (
+    SELECT b.data FROM broadcast b
+    WHERE n.broadcast_id IS NOT NULL AND b.project_id = n.project_id AND b.id = n.broadcast_id OFFSET 0) b ON true
+LEFT JOIN LATERAL (
+    SELECT * FROM app_user u WHERE u.project_id = n.project_id AND u.id = n.user_id OFFSET 0) u ON true;
+
+-- name: load_hours
+-- How often these users were active, by hour of their day, over all channels.
+SELECT x.project_id, x.user_id, array_agg(e.n ORDER BY e.hour) AS hours
+FROM unnest($1::int[], $2::text[]) AS x (project_id, user_id)
+CROSS JOIN LATERAL (
+    SELECT h.hour, sum(h.n)::int AS n
+    FROM user_engagement g CROSS JOIN LATERAL unnest(g.hours) WITH ORDINALITY AS h (n, hour)
+    WHERE g.project_id = x.project_id AND g.user_id = x.user_id GROUP BY h.hour) e
+GROUP BY x.project_id, x.user_id;
+
+-- name: claim_once
+-- The first with a key has it. Answers with whose each is; a key that another transaction is just claiming is waited for.
+INSERT INTO send_once AS o (project_id, target, key, notification_id, at)
+SELECT project_id, target, key, id, coalesce($5::timestamptz, now())
+FROM unnest($1::int[], $2::text[], $3::text[], $4::uuid[]) AS x (project_id, target, key, id)
+ON CONFLICT (project_id, target, key) DO UPDATE SET at = o.at
+RETURNING o.project_id, o.target, o.key, o.notification_id;
+
+-- name: load_now
+-- any project: the clock by which work is due
+SELECT now();
+
+-- name: apply_withdrawn
+-- The next of a chain takes their place; their jobs are gone. What may have gone out (uncertain) was not stopped for certain.
+UPDATE delivery SET
+    status = CASE WHEN reason = 'uncertain' THEN 4 ELSE 6 END,
+    reason = CASE WHEN reason = 'uncertain' THEN reason ELSE 'superseded' END,
+    ended_at = coalesce($5::timestamptz, now())
+WHERE project_id = ANY ($1::int[]) AND id = ANY ($2::uuid[]) AND id >= $3 AND id <= $4 AND status = 0
+RETURNING id, project_id, notification_id, channel, template_version_id, locale, status, reason;
+
 -- name: insert_deliveries
 INSERT INTO delivery (id, project_id, notification_id, channel, status, template_version_id, address, locale, reason,
-                      ended_at, created_at)
-SELECT id, project_id, notification_id, channel, status, template_version_id, address, locale, reason,
-       CASE WHEN reason IS NOT NULL THEN coalesce($10::timestamptz, now()) END, coalesce($10::timestamptz, now())
-FROM unnest($1::uuid[], $2::int[], $3::uuid[], $4::smallint[], $5::smallint[], $6::int[], $7::text[], $8::text[], $9::text[])
-     AS d (id, project_id, notification_id, channel, status, template_version_id, address, locale, reason);
+                      step, segments, ended_at, created_at)
+SELECT id, project_id, notification_id, channel, status, template_version_id, address, locale, reason, step, segments,
+       CASE WHEN reason IS NOT NULL THEN coalesce($12::timestamptz, now()) END, coalesce($12::timestamptz, now())
+FROM unnest($1::uuid[], $2::int[], $3::uuid[], $4::smallint[], $5::smallint[], $6::int[], $7::text[], $8::text[], $9::text[],
+            $10::smallint[], $11::bigint[])
+     AS d (id, project_id, notification_id, channel, status, template_version_id, address, locale, reason, step, segments);
 
 -- name: insert_runs
-INSERT INTO run (id, project_id, step, planned_at)
-SELECT id, project_id, step, coalesce($4::timestamptz, now())
-FROM unnest($1::uuid[], $2::int[], $3::smallint[]) AS r (id, project_id, step)
-ON CONFLICT (project_id, id) DO UPDATE SET step = excluded.step, planned_at = excluded.planned_at;
+INSERT INTO run (id, project_id, step, state, place, pending, until, reason, digest_id, trail, planned_at)
+SELECT id, project_id, step, state, place, pending, until, reason, digest_id, trail::json, coalesce($11::timestamptz, now())
+FROM unnest($1::uuid[], $2::int[], $3::smallint[], $4::smallint[], $5::smallint[], $6::smallint[], $7::timestamptz[],
+            $8::text[], $9::uuid[], $10::text[])
+     AS r (id, project_id, step, state, place, pending, until, reason, digest_id, trail)
+ON CONFLICT (project_id, id) DO UPDATE
+    SET step = excluded.step, state = excluded.state, place = excluded.place, pending = excluded.pending,
+        until = excluded.until, reason = excluded.reason, digest_id = excluded.digest_id, trail = excluded.trail,
+        planned_at = excluded.planned_at;

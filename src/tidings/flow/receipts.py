@@ -28,8 +28,11 @@ from tidings.clock import Clock
 from tidings.db.pool import Connection, Database, Record
 from tidings.db.sql import load_queries
 from tidings.engine.batch import Batcher
+from tidings.engine.jobs import advance_jobs
 from tidings.flow import effects
+from tidings.flow.engagement import Engaged, apply_engagement, decide_engaged, to_time
 from tidings.flow.evidence import DETAIL_MAX, Event, to_json, to_storable
+from tidings.flow.jobs import STEP
 from tidings.flow.load import NO_CATEGORY
 from tidings.flow.measure import Counts, Dimension, Meter, Move, Moves, ObserveMoved
 from tidings.model.transitions import decide_transition
@@ -181,6 +184,8 @@ class Fact:
     report: Report
     delivery: UUID | None = None
     """Where it is known already; else the report's key or the vendor's id tells."""
+    done: bool = False
+    """What it asks for has been done by whoever brought it: no address is suppressed for it."""
 
     @property
     def is_unique(self) -> bool:
@@ -406,8 +411,11 @@ class _Writing:
         self._dead: dict[UUID, effects.DeadLetter] = {}
         self._lifted: set[tuple[int, UUID]] = set()
         self._counts: Counts = Counter()
+        self._engaged: list[Engaged] = []
         self._delivered: list[tuple[int, float]] = []
         self._moves: Moves = Counter()
+        self._going_on: set[UUID] = set()
+        """Notifications whose steps may wait for what was reported."""
 
     def take(self, place: int, row: Record, fact: Fact, event_id: UUID) -> None:
         """Decide one report on what the ones before it have left."""
@@ -437,8 +445,13 @@ class _Writing:
         dimension = _dimension(row, fact.account_id)
         for kind in decision.counts:
             self._counts[dimension, kind] += 1
-        self._follow(row, decision)
+        self._follow(row, fact, decision)
+        engaged = decide_engaged(state.engagement, decision.engagement)
+        if engaged is not None and row["user_id"] is not None and not row["test"]:
+            when = to_time(report.at, row["now"])
+            self._engaged.append(Engaged(row["project_id"], row["user_id"], row["channel"], *engaged, when))
         if decision.status is not None:
+            self._going_on.add(row["notification_id"])
             self._moves[Move(row["channel"], decision.status, row["provider"], decision.reason)] += 1
         if decision.status is Status.delivered and row["sent_at"] is not None and fact.account_id is not None:
             self._delivered.append((fact.account_id, max(0.0, (row["now"] - row["sent_at"]).total_seconds())))
@@ -456,9 +469,9 @@ class _Writing:
             ),
         )  # fmt: skip
 
-    def _follow(self, row: Record, decision: Decision) -> None:
+    def _follow(self, row: Record, fact: Fact, decision: Decision) -> None:
         project_id, id_ = row["project_id"], row["id"]
-        if decision.suppress is not None and not row["test"]:
+        if decision.suppress is not None and not row["test"] and not fact.done:
             self._suppressions.append(
                 effects.Suppression(
                     project_id, row["channel"], row["address"], decision.suppress, str(decision.suppress_reason), id_
@@ -494,9 +507,11 @@ class _Writing:
         events = sorted((event for _, event in self._events.values()), key=lambda event: event.id)
         new = await effects.apply_events(conn, events, now)
         await effects.apply_suppressions(conn, self._suppressions, now)
+        await apply_engagement(conn, self._engaged)
         await effects.apply_drops(conn, self._drops, now)
         await effects.apply_dead_letters(conn, sorted(self._dead.values(), key=lambda d: d.delivery_id), now)
         await effects.lift_dead_letters(conn, sorted(self._lifted))
+        await advance_jobs(conn, STEP, sorted(self._going_on), now)
         await meter.apply(conn, self._counts)
         places = {place for id_, (place, _) in self._events.items() if id_ in new}
         return Applied(places, self._delivered, self._moves)
@@ -512,6 +527,7 @@ def _dimension(row: Record, account_id: int | None) -> Dimension:
         row["template_version_id"] or 0,
         row["variant"] or "",
         row["locale"] or "",
+        row["segments"] or 0,
     )
 
 

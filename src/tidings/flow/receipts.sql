@@ -27,7 +27,7 @@ RETURNING e.account_id, e.provider_id, e.project_id, e.report::text AS report, e
 -- The deliveries that receipts are about, each with whether the account that reports ($3; NULL: we saw it ourselves) has
 -- had a part in it: an attempt that was settled, or the one that is under way; and whether the very event ($7) is there.
 SELECT x.ord, d.id, d.project_id, d.notification_id, d.channel, d.status, d.reason, d.attempts, d.engagement,
-       d.machine_engagement, d.account_id, d.address, d.template_version_id, d.locale, d.variant, d.provider_id, d.sent_at,
+       d.machine_engagement, d.account_id, d.address, d.template_version_id, d.locale, d.variant, d.segments, d.provider_id, d.sent_at,
        n.type_version_id, n.user_id, n.test, n.options::text AS options,
        coalesce((SELECT t.category_key FROM type_version t
                  WHERE t.project_id = n.project_id AND t.id = n.type_version_id), '') AS category,

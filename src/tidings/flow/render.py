@@ -14,10 +14,12 @@ import msgspec
 from tidings import ids
 from tidings.channels import CHANNELS
 from tidings.directory.catalog import TemplateVersion
+from tidings.directory.digests import digest_of_one
 from tidings.errors import RenderError
 from tidings.flow.load import Delivery, list_barred
 from tidings.flow.options import Extras, File
 from tidings.flow.request import DirectContent, to_fields
+from tidings.flow.tracking import Links
 from tidings.model.messages import Message
 from tidings.model.words import Priority
 
@@ -35,6 +37,7 @@ def render_message(
     read: Callable[[File], bytes | None] = lambda _: None,
     headers: Sequence[tuple[str, str]] = (),
     report_url: str | None = None,
+    links: Links | None = None,
 ) -> Message:
     """The message of a delivery.
 
@@ -44,6 +47,7 @@ def render_message(
         read: gives the content of an attached file; None if it is not kept any more.
         headers: what the road adds to the header of a mail; a field that the request sets itself stays as it is.
         report_url: where the device reports what became of a push message.
+        links: to our pages.
 
     Raises:
         RenderError: the template cannot be rendered with this data, or what it makes is not a message.
@@ -51,7 +55,12 @@ def render_message(
     if delivery.content is not None:
         fields = to_fields(delivery.channel, _decode_content(delivery.content))
     elif template is not None:
-        fields = template.compiled.render(delivery.channel, delivery.locale, to_variables(delivery))
+        variables = to_variables(delivery)
+        if template.compiled.says_digest and "digest" not in variables:
+            variables["digest"] = to_digest(delivery)
+        if template.compiled.says_links:
+            variables["links"] = to_links(links)
+        fields = template.compiled.render(delivery.channel, delivery.locale, variables)
     else:
         raise RenderError("There is neither a template nor content.")
     if extras is not None:
@@ -76,7 +85,8 @@ def render_message(
 
 
 def to_variables(delivery: Delivery) -> dict[str, Any]:
-    """What a template can name: the request's data at the top, and `user`, `notification`, `delivery`."""
+    """What a template can name: the request's data at the top, and `user`, `notification`, `delivery`; `digest`
+    and `links` come besides, as they are work."""
     variables: dict[str, Any] = msgspec.json.decode(delivery.data) if delivery.data is not None else {}
     variables["notification"] = {"id": ids.to_public(ids.NOTIFICATION, delivery.notification_id)}
     variables["delivery"] = {"id": ids.to_public(ids.DELIVERY, delivery.id), "channel": delivery.channel.name}
@@ -87,3 +97,17 @@ def to_variables(delivery: Delivery) -> dict[str, Any]:
         "attributes": msgspec.json.decode(delivery.user_attributes) if delivery.user_attributes else {},
     }
     return variables
+
+
+def to_digest(delivery: Delivery) -> dict[str, Any]:
+    """The `digest` of what is none: of one item, itself."""
+    data = msgspec.json.decode(delivery.data) if delivery.data is not None else {}
+    name = ids.to_public(ids.NOTIFICATION, delivery.notification_id)
+    return digest_of_one(name, ids.time_of(delivery.notification_id), data)
+
+
+def to_links(links: Links | None) -> dict[str, str]:
+    """The links that a template can name; empty where there are none."""
+    if links is None:
+        return {"unsubscribe": "", "preferences": ""}
+    return {"unsubscribe": links.unsubscribe, "preferences": links.preferences}

@@ -41,6 +41,8 @@ METADATA_LIMIT: Final = 8 * 1024
 PAST_TOLERANCE: Final = timedelta(minutes=1)
 """A `send_at` this little in the past is a clock that is slightly off, and means now."""
 KEY_FORM: Final = re.compile(r"[\x21-\x7e][\x20-\x7e]{0,254}")
+ONCE_MAX: Final = 255
+"""Characters of a send-once key."""
 _NUL: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 """An escaped U+0000 in JSON, but not the text `\\u0000` itself, whose backslash is escaped."""
 
@@ -96,6 +98,8 @@ class Request(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     attachments: list[AttachmentRequest] | None = None
     idempotency_key: str | None = None
     """In a batch; a single request has the `Idempotency-Key` header."""
+    once: str | None = None
+    """At most one notification with this key reaches the user or the address, whatever its type."""
 
 
 class Row(NamedTuple):
@@ -119,6 +123,7 @@ class Row(NamedTuple):
     expires_at: datetime | None
     traceparent: str | None
     options: str | None
+    once_key: str | None
 
 
 class Draft(NamedTuple):
@@ -223,6 +228,8 @@ def decide_acceptance(
         errors.append(FieldError(f"{request.locale!r} is not a locale; write one such as `de` or `de-AT`.", "/locale"))
     if request.idempotency_key is not None and not KEY_FORM.fullmatch(request.idempotency_key):
         errors.append(to_key_error("/idempotency_key"))
+    if request.once is not None and not is_once_key(request.once):
+        errors.append(FieldError(f"A send-once key is 1 to {ONCE_MAX} printable characters.", "/once"))
     if errors:
         raise Invalid(_summary(errors), errors=errors)
     allowed_critical = Scope.send_critical in caller.scopes or (type_ is not None and type_.critical)
@@ -247,6 +254,7 @@ def decide_acceptance(
         expires_at,
         traceparent,
         to_stored(extras),
+        request.once,
     )
     job = plan_job(id_, caller.project_id, int(priority), channels, send_at, traceparent)
     return Draft(row, job, type_.category if type_ is not None else "", None, None, blobs=files)
@@ -360,6 +368,11 @@ def to_key_error(where: str) -> FieldError:
     """What is wrong with an idempotency key that KEY_FORM does not match; `where` is a pointer or a header."""
     said = "An idempotency key is 1 to 255 printable ASCII characters."
     return FieldError(said, where) if where.startswith("/") else FieldError(said, parameter=where)
+
+
+def is_once_key(text: str) -> bool:
+    """Whether a text may be a send-once key."""
+    return 1 <= len(text) <= ONCE_MAX and text.isprintable()
 
 
 def to_fingerprint(request: Any, *, test: bool) -> bytes:

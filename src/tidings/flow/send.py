@@ -22,7 +22,7 @@ from tidings.db.pool import Database
 from tidings.directory.accounts import list_listening_projects
 from tidings.directory.blobs import Place, Shelf
 from tidings.directory.catalog import Account, Catalog, TemplateVersion, TypeVersion
-from tidings.directory.projects import Project
+from tidings.directory.projects import NO_SETTINGS, Project, ProjectSettings
 from tidings.engine.gate import Limits
 from tidings.engine.health import Pulse
 from tidings.engine.jobs import Job, Retry
@@ -33,8 +33,10 @@ from tidings.flow.costs import cost_of
 from tidings.flow.load import Delivery, is_suppressed, load_deliveries
 from tidings.flow.options import Extras, decode_extras
 from tidings.flow.render import render_message
-from tidings.flow.settle import Ended, Settlement, Settler
-from tidings.flow.tracking import Tracker
+from tidings.flow.second_look import decide_quiet_now, is_opted_out
+from tidings.flow.settle import Settler
+from tidings.flow.settlement import Ended, Settlement
+from tidings.flow.tracking import Links, Tracker
 from tidings.model.messages import Deferred, Message, Rejected, SendResult, Sent, Throttled, Uncertain
 from tidings.model.words import EFFECTS, Channel, Effect, Reason, Status
 from tidings.providers import registry
@@ -82,10 +84,14 @@ class Prepared:
     project: Project | None = None
     tracked: bool = False
     """Its type and category allow that its opens and clicks are watched."""
+    optional: str = ""
+    """Its category, where its reader may leave it."""
     bound: bool = False
     """Not every account of the channel serves this address."""
     reroute: int | None = None
     """The account that it goes to instead: the one that it was claimed for does not serve addresses of this kind."""
+    type_: TypeVersion | None = None
+    settings: ProjectSettings = NO_SETTINGS
 
 
 class Sender:
@@ -139,6 +145,10 @@ class Sender:
         """The limits of one account; None when it is gone or switched off."""
         account = await self._account(project_id, account_id)
         return self._to_limits(account) if account is not None else None
+
+    async def load_pace(self, project_id: int) -> float | None:
+        """What the project's settings say."""
+        return (await self._catalog.load_project(project_id)).settings.pace
 
     def _to_limits(self, account: Account) -> Limits:
         known = self._limits.get(account.id)
@@ -239,6 +249,7 @@ class Sender:
         types = await self._catalog.load_type_versions(
             {(d.project_id, d.type_version_id) for d in known if d.type_version_id is not None}
         )
+        settings = {p: (await self._catalog.load_project(p)).settings for p in {d.project_id for d in known}}
         prepared = []
         for job, delivery in zip(jobs, deliveries, strict=True):
             if delivery is None:
@@ -271,8 +282,11 @@ class Sender:
                     decode_extras(delivery.options) if delivery.options is not None else None,
                     project=await self._followed(delivery),
                     tracked=delivery.type_version_id is None or _may_be_tracked(types.get(delivery.type_version_id)),
+                    optional=_find_optional(types.get(delivery.type_version_id or 0)),
                     bound=bound,
                     reroute=reroute,
+                    type_=types.get(delivery.type_version_id or 0),
+                    settings=settings[delivery.project_id],
                 )
             )
         if any(p.extras is not None and p.extras.attachments for p in prepared):
@@ -311,6 +325,11 @@ class Sender:
             return Outcome(
                 Settlement(job, delivery, None, retry=Retry(job, timedelta(0), prepared.reroute, job.attempt))
             )
+        now = self._clock.now()
+        quiet = decide_quiet_now(delivery, prepared.type_, prepared.settings, now)
+        if quiet is not None:  # it was planned before they began, and is tried again in the midst of them
+            again = Retry(job, quiet - now, job.pin, job.attempt)
+            return Outcome(Settlement(job, delivery, None, retry=again))
         if prepared.account is None:
             return Outcome(self._settle(job, prepared, Rejected(Reason.no_account, NO_ACCOUNT)))
         if not prepared.files:
@@ -336,6 +355,9 @@ class Sender:
     async def _attempt(
         self, job: Job, prepared: Prepared, delivery: Delivery, account: Account, deadline: float
     ) -> Outcome[Settlement] | None:
+        links = None
+        if self._tracker is not None:
+            links = self._tracker.link(delivery, prepared.project, prepared.optional)
         try:
             message = render_message(
                 delivery,
@@ -344,6 +366,8 @@ class Sender:
                 category=prepared.category,
                 extras=prepared.extras,
                 read=lambda file: self._shelf.get((delivery.project_id, file.digest)),
+                headers=_list_fields(links, prepared) if delivery.channel is Channel.email else (),
+                links=links,
             )
         except RenderError as error:
             return Outcome(self._settle(job, prepared, Ended(Status.failed, Reason.render_failed, str(error))))
@@ -458,11 +482,24 @@ def _find_obstacle(prepared: Prepared) -> Ended | None:
         return Ended(Status.skipped, Reason.suppressed)
     if delivery.user_deleted:
         return Ended(Status.skipped, Reason.user_deleted)
+    if is_opted_out(delivery, prepared.type_, prepared.settings):
+        return Ended(Status.skipped, Reason.opted_out)
     return None
 
 
 def _may_be_tracked(type_: TypeVersion | None) -> bool:
     return type_ is not None and type_.tracking and not type_.required
+
+
+def _find_optional(type_: TypeVersion | None) -> str:
+    return type_.category if type_ is not None and not type_.required else ""
+
+
+def _list_fields(links: Links | None, prepared: Prepared) -> Sequence[tuple[str, str]]:
+    if links is None:
+        return ()
+    asked = prepared.extras.email if prepared.extras is not None else None
+    return links.list_fields(asked.headers if asked is not None else ())
 
 
 def _speaks_against_account(result: SendResult, *, per_address: bool) -> bool | None:

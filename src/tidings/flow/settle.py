@@ -7,15 +7,12 @@ nothing, but is kept as an event, and as proof where nobody knew.
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
-from typing import Any, Final, NamedTuple
+from dataclasses import replace
+from datetime import datetime
+from typing import Final, NamedTuple
 from uuid import UUID
-
-import msgspec
 
 from tidings import ids
 from tidings.clock import Clock
@@ -24,238 +21,22 @@ from tidings.db.sql import load_queries
 from tidings.directory.catalog import Account, Catalog
 from tidings.engine import jobs as queue
 from tidings.engine.checkpoint import Checkpoint, no_checkpoint
-from tidings.engine.jobs import Job, Retry
+from tidings.engine.jobs import Job
 from tidings.flow import effects, inbox
 from tidings.flow.endpoints import Endpoints, Sighting
-from tidings.flow.evidence import Event, to_ref
+from tidings.flow.evidence import Event
 from tidings.flow.hooks import apply_expired_messages
-from tidings.flow.jobs import HOOK
+from tidings.flow.jobs import HOOK, STEP
 from tidings.flow.load import Delivery, load_deliveries
 from tidings.flow.measure import Counts, Dimension, Meter, Move, Moves, ObserveMoved
 from tidings.flow.receipts import link_sent, record_early
-from tidings.model.messages import (
-    Deferred,
-    InApp,
-    Message,
-    Rejected,
-    SendResult,
-    Sent,
-    Throttled,
-    Uncertain,
-    to_evidence,
-)
+from tidings.flow.settlement import POLICIES, Ended, Policy, Settlement, decide_settlement
+from tidings.model.messages import Message, SendResult, Uncertain
 from tidings.model.transitions import decide_transition
-from tidings.model.words import EFFECTS, Channel, Effect, EventKind, Reason, Status
+from tidings.model.words import Channel, EventKind, Reason, Status
 from tidings.providers.simulator import simulated_outcome
 
 SQL: Final = load_queries(__package__, "settle.sql")
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """How a channel's deliveries are retried: exponential backoff with full jitter."""
-
-    attempts: int
-    """At most so many, over all accounts."""
-    per_account: int
-    """After so many with one account, the next account is tried, where there is one."""
-    base: timedelta
-    cap: timedelta
-    give_up_after: timedelta = timedelta(days=3)
-    """Counted from the plan or the last replay; a delivery that is only ever throttled ends too."""
-
-    def backoff(self, attempt: int, rng: random.Random) -> timedelta:
-        """How long to wait after the `attempt`-th attempt (from 1)."""
-        seconds = min(self.cap.total_seconds(), self.base.total_seconds() * 2.0 ** min(attempt - 1, 30))
-        return timedelta(seconds=seconds * rng.random())
-
-
-POLICIES: Final[Mapping[Channel, Policy]] = {
-    # Greylisting lifts after minutes, a mail server's outage after hours: 17 hours on average, less than the days of
-    # RFC 5321 (4.5.4.1), since a notification that is older is seldom news.
-    Channel.email: Policy(18, 4, timedelta(seconds=10), timedelta(hours=4)),
-    Channel.sms: Policy(6, 3, timedelta(seconds=5), timedelta(minutes=15)),
-    Channel.push: Policy(6, 3, timedelta(seconds=2), timedelta(minutes=15)),
-    Channel.in_app: Policy(8, 8, timedelta(seconds=1), timedelta(minutes=1)),
-    # Standard Webhooks recommends a schedule from seconds to hours over more than a day: here 25 hours on average.
-    Channel.webhook: Policy(18, 18, timedelta(seconds=5), timedelta(hours=10)),
-    Channel.chat: Policy(6, 3, timedelta(seconds=5), timedelta(minutes=15)),
-}
-
-
-class Ended(NamedTuple):
-    """No attempt was made: the delivery ends here. `reason` None: it had ended before, only the job is left."""
-
-    status: Status
-    reason: Reason | None
-    detail: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Settlement:
-    """What is to be written for one claimed job."""
-
-    job: Job
-    delivery: Delivery | None
-    status: Status | None
-    """None: the delivery is not touched, only the job ends."""
-    reason: Reason | None = None
-    event: EventKind | None = None
-    evidence: str | None = None
-    provider_id: str | None = None
-    attempts: int = 0
-    account_id: int | None = None
-    provider: str | None = None
-    retry: Retry | None = None
-    """None ends the job."""
-    suppress: bool = False
-    drop_address: bool = False
-    dead: bool = False
-    item: InApp | None = None
-    category: str = ""
-    link: bool = False
-    """The vendor's receipts will name its own id only."""
-
-
-def decide_settlement(
-    job: Job,
-    delivery: Delivery | None,
-    what: SendResult | Ended,
-    *,
-    account: Account | None,
-    siblings: Sequence[int],
-    category: str,
-    confirms: bool,
-    link: bool = False,
-    bound: bool = False,
-    message: Message | None,
-    policy: Policy,
-    rng: random.Random,
-    now: datetime,
-) -> Settlement:
-    """What follows from the outcome of one claimed job. Pure, but for the draws from `rng`.
-
-    Args:
-        job: the claim.
-        delivery: as it was loaded before the attempt; None when it is gone.
-        what: the provider's answer, or why there was no attempt.
-        account: the account of the attempt.
-        siblings: the other accounts that failover may turn to.
-        category: the type's, for the roll-ups.
-        confirms: `Sent` means delivered for this provider.
-        link: its receipts name the vendor's id of the message and not ours.
-        bound: not every account of the channel serves this address, so a free choice might meet one that does not.
-        message: what was sent.
-        policy: the channel's retry policy.
-        now: for expiry and giving up.
-    """
-    if delivery is None:
-        return Settlement(job, None, None)
-    account_id = account.id if account is not None else None
-    simulated = account is not None and account.test
-
-    def end(status: Status, reason: Reason | None, event: EventKind, *, attempted: bool, **more: Any) -> Settlement:
-        effect = EFFECTS[reason] if reason is not None else Effect.none
-        failed = status is Status.failed
-        return Settlement(
-            job, delivery, status, reason, event,
-            attempts=job.attempt + attempted,
-            account_id=account_id if attempted else None,
-            provider=account.provider if account is not None and attempted else None,
-            suppress=failed and effect is Effect.suppress and not simulated,
-            drop_address=failed and effect is Effect.drop_address and not simulated,
-            dead=failed and effect not in (Effect.suppress, Effect.drop_address),
-            category=category,
-            **more,
-        )  # fmt: skip
-
-    def again(reason: Reason, event: EventKind | None, after: timedelta, pin: int | None, attempt: int) -> Settlement:
-        evidence = _evidence(what)
-        due_at = now + after
-        expired = delivery.expires_at is not None and due_at >= delivery.expires_at
-        over = attempt >= policy.attempts or due_at >= delivery.queued_at + policy.give_up_after
-        if (expired or over) and reason is Reason.uncertain:  # neither expired nor failed for certain
-            return end(Status.failed, reason, EventKind.uncertain, attempted=True, evidence=evidence)
-        if expired:
-            return end(Status.expired, Reason.expired, EventKind.expired, attempted=True, evidence=evidence)
-        if over:
-            final = Reason.attempts_exhausted
-            return end(Status.failed, final, EventKind.failed, attempted=True, evidence=evidence)
-        return Settlement(
-            job, delivery, Status.queued, reason, event, evidence,
-            attempts=attempt, account_id=account_id, retry=Retry(job, after, pin, attempt), category=category,
-        )  # fmt: skip
-
-    if isinstance(what, Uncertain) and delivery.channel is Channel.in_app:
-        # Items are stored by settling: what was not settled did certainly not happen.
-        what = Deferred(Reason.provider_error, detail=what.detail)
-    made = job.attempt + 1
-    stay = account_id if simulated or bound else None
-    match what:
-        case Ended(status=status, reason=None):
-            return Settlement(job, delivery, None)
-        case Ended(status=status, reason=reason, detail=detail):
-            evidence = _to_json({"detail": detail}) if detail else None
-            return end(status, reason, EventKind(int(status)), attempted=False, evidence=evidence)
-        case Sent():
-            provider_id = to_ref(what.provider_id)
-            status = Status.delivered if confirms else Status.sent
-            item = message.content if message is not None and isinstance(message.content, InApp) else None
-            return end(
-                status, None, EventKind(int(status)), attempted=True, evidence=_evidence(what),
-                provider_id=provider_id, item=None if simulated else item, link=link and provider_id is not None,
-            )  # fmt: skip
-        case Rejected(reason=reason):
-            elsewhere = EFFECTS[reason] is Effect.failover or (reason is Reason.no_account and siblings)
-            if elsewhere and made < policy.attempts:
-                # At once to the next account; after each round of them, or where there is only one, with patience: an
-                # operator may mend the account meanwhile.
-                after = policy.backoff(made, rng) if made % (len(siblings) + 1) == 0 else timedelta(0)
-                pin = _next_account(account_id, siblings) if siblings else stay
-                return again(reason, EventKind.retrying, after, pin, made)
-            if EFFECTS[reason] is Effect.retry:  # a definite no that time may mend
-                return again(reason, EventKind.retrying, policy.backoff(made, rng), stay, made)
-            return end(Status.failed, reason, EventKind.failed, attempted=True, evidence=_evidence(what))
-        case Deferred(reason=reason, retry_after=retry_after):
-            after = policy.backoff(made, rng)
-            if retry_after is not None:
-                after = max(after, retry_after * rng.uniform(1.0, 1.1))
-            pin = stay
-            if siblings and made % policy.per_account == 0:
-                pin, after = _next_account(account_id, siblings), timedelta(0)
-            return again(reason, EventKind.retrying, after, pin, made)
-        case Throttled(retry_after=retry_after):
-            after = (retry_after or timedelta(seconds=1)) * rng.uniform(1.0, 1.2)
-            return again(Reason.throttled, None, after, stay, job.attempt)
-        case Uncertain():
-            if delivery.at_most_once:
-                return end(
-                    Status.failed, Reason.uncertain, EventKind.uncertain, attempted=True, evidence=_evidence(what)
-                )
-            # First with the same account, whose vendor may know the idempotency key; but one that never answers must
-            # not keep the message from the others.
-            after, pin = policy.backoff(made, rng), account_id
-            if siblings and made % policy.per_account == 0:
-                pin, after = _next_account(account_id, siblings), timedelta(0)
-            return again(Reason.uncertain, EventKind.uncertain, after, pin, made)
-
-
-def _next_account(current: int | None, siblings: Sequence[int]) -> int:
-    """The next account in a fixed round, so that every one gets its turn."""
-    ordered = sorted(siblings)
-    return next((a for a in ordered if current is not None and a > current), ordered[0])
-
-
-def _evidence(what: SendResult | Ended) -> str | None:
-    """The vendor's words for the event; None where there were none beyond yes."""
-    if isinstance(what, Ended) or (isinstance(what, Sent) and what.detail is None):
-        return None
-    return _to_json(to_evidence(what))
-
-
-def _to_json(value: object) -> str:
-    # PostgreSQL's text and json know no U+0000, and evidence is a vendor's: anything may be in it.
-    return msgspec.json.encode(value).replace(b"\\u0000", b"\\ufffd").decode()
 
 
 class Written(NamedTuple):
@@ -264,6 +45,8 @@ class Written(NamedTuple):
     settlements: list[Settlement]
     """Those that took effect."""
     moves: Moves
+    lanes: Collection[int]
+    """Where steps go on at once."""
 
 
 class Settler:
@@ -348,7 +131,7 @@ class Settler:
 
     def _tell(self, written: Written) -> Collection[int]:
         """Tell who waits for it what was committed; answers with the lanes that have work due at once."""
-        settlements, moves = written
+        settlements, moves, lanes = written
         if self._observe_moved is not None and moves:
             self._observe_moved(moves)
         if self._bell is not None:
@@ -356,7 +139,7 @@ class Settler:
                 (s.delivery.project_id, s.delivery.address) for s in settlements if s.item is not None and s.delivery
             }
             self._bell.ring(new)
-        return {s.job.lane for s in settlements if s.retry is not None and not s.retry.after}
+        return {s.job.lane for s in settlements if s.retry is not None and not s.retry.after} | set(lanes)
 
     async def write(self, conn: Connection, batch: Sequence[Settlement]) -> Written:
         """Write settlements, sorted by job id, in the caller's transaction."""
@@ -390,7 +173,10 @@ class Settler:
         if sightings := _list_sightings(valid):
             await self._endpoints.apply(conn, sightings, now)
         early = await record_early(conn, self._meter, self._clock, met)
-        return Written(valid, _list_moves(counted) + early)
+        ended = [s for s in valid if s.job.id in moved and s.status is not Status.queued]
+        await effects.apply_refunds(conn, _list_refunds(ended))
+        lanes = await queue.advance_jobs(conn, STEP, self._list_reacting(ended), now)
+        return Written(valid, _list_moves(counted) + early, lanes)
 
     async def apply_expired(self, conn: Connection, jobs: Sequence[Job]) -> Callable[[], Collection[int]]:
         """The sweeper's handler: leases ran out, so it is not known whether these were sent; that is written down."""
@@ -424,6 +210,18 @@ class Settler:
         return lambda: self._tell(written)
 
     # ------------------------------------------------------------ writing
+
+    def _list_reacting(self, batch: Sequence[Settlement]) -> list[UUID]:
+        """The notifications whose steps go on now that something became of a delivery."""
+        found = set()
+        for s in batch:
+            d = s.delivery
+            if d is None or d.type_version_id is None:
+                continue
+            type_ = self._catalog.peek_type_version(d.project_id, d.type_version_id)
+            if type_ is None or type_.reacts:
+                found.add(d.notification_id)
+        return sorted(found)
 
     async def _respect_cancels(self, conn: Connection, batch: Sequence[Settlement]) -> list[Settlement]:
         """What goes on must not go on when its notification was cancelled; looked up under that notification's lock."""
@@ -549,6 +347,17 @@ def _stop(s: Settlement) -> Settlement:
     return replace(s, status=Status.cancelled, reason=Reason.cancelled, event=EventKind.cancelled, retry=None)
 
 
+def _list_refunds(batch: Sequence[Settlement]) -> list[tuple[int, str, UUID]]:
+    """The notifications of which perhaps nothing left the house."""
+    unsent = (Status.skipped, Status.cancelled, Status.expired)
+    return [
+        (d.project_id, effects.to_target(d.user_id, d.channel, d.address), d.notification_id)
+        for s in batch
+        if (d := s.delivery) is not None
+        and (s.status in unsent or (s.status is Status.failed and s.reason is not Reason.uncertain))
+    ]
+
+
 def _list_sightings(batch: Sequence[Settlement]) -> list[Sighting]:
     """What these attempts say of webhooks' endpoints."""
     return [
@@ -574,6 +383,7 @@ def _dimension(s: Settlement) -> Dimension:
         d.template_version_id or 0,
         d.variant or "",
         d.locale or "",
+        d.segments or 0,
     )
 
 

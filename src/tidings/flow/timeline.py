@@ -15,7 +15,8 @@ from tidings.db.sql import load_queries
 from tidings.directory.catalog import Catalog
 from tidings.errors import NotFound
 from tidings.model.transitions import decide_notification_status
-from tidings.model.words import Channel, Engagement, EventKind, Priority, Reason, Status
+from tidings.model.rulings import Answer, Pass
+from tidings.model.words import Channel, Engagement, EventKind, Priority, Reason, RunState, Status
 
 SQL: Final = load_queries(__package__, "timeline.sql")
 
@@ -67,6 +68,15 @@ class NotificationView(msgspec.Struct):
     send_at: datetime | None
     expires_at: datetime | None
     cancelled_at: datetime | None
+    reason: str | None
+    """What it waits for, or why nothing more is sent."""
+    until: datetime | None
+    """When it goes on."""
+    digest: str | None
+    """The notification that goes in its place, or will."""
+    items: int | None
+    """How many notifications it stands for, if it is a digest."""
+    broadcast: str | None
     metadata: dict[str, str]
     test: bool
     deliveries: list[DeliveryView]
@@ -114,7 +124,12 @@ async def load_view(database: Database, catalog: Catalog, project_id: int, id_: 
         send_at=n["send_at"],
         expires_at=n["expires_at"],
         cancelled_at=n["cancelled_at"],
-        metadata=msgspec.json.decode(n["metadata"]) if n["metadata"] else {},
+        reason=n["run_reason"],
+        until=n["until"] if n["state"] == RunState.waiting else None,
+        digest=ids.to_public(ids.NOTIFICATION, n["digest_id"]) if n["digest_id"] is not None else None,
+        items=n["items"],
+        broadcast=ids.to_public(ids.BROADCAST, n["broadcast_id"]) if n["broadcast_id"] is not None else None,
+        metadata=msgspec.json.decode(n["metadata_text"]) if n["metadata_text"] else {},
         test=n["test"],
         deliveries=[_to_view(d) for d in deliveries],
         timeline=_to_timeline(n, deliveries, events),
@@ -171,7 +186,9 @@ async def list_lines(
 def _status(n: Record, deliveries: Sequence[Status]) -> str:
     if not deliveries and not n["planned"] and n["cancelled_at"] is None and n["send_at"] is not None:
         return "scheduled"
-    return decide_notification_status(deliveries, planned=n["planned"], cancelled=n["cancelled_at"] is not None)
+    state = RunState(n["state"]) if n["state"] is not None else None
+    cancelled = n["cancelled_at"] is not None
+    return decide_notification_status(deliveries, planned=n["planned"], cancelled=cancelled, state=state)
 
 
 def _shown(d: Record) -> Status:
@@ -194,6 +211,27 @@ def _to_view(d: Record) -> DeliveryView:
         sent_at=d["sent_at"],
         delivered_at=d["delivered_at"],
     )
+
+
+_SHOWN: Final = {Answer.hold: "held", Answer.digest: "digested", Answer.stop: "stopped"}
+
+
+def _to_moments(trail: str | None) -> list[Moment]:
+    """What planning put off, gathered or ended; what it refused stands with the deliveries."""
+    if trail is None:
+        return []
+    return [
+        Moment(
+            at=asked.at,
+            event=_SHOWN[ruling.answer],
+            channel=ruling.channel.name if ruling.channel is not None else None,
+            reason=ruling.reason.value if ruling.reason is not None else None,
+            detail={"rule": ruling.rule.value, "until": ruling.until, "said": ruling.detail},
+        )
+        for asked in msgspec.json.decode(trail, type=list[Pass])
+        for ruling in asked.rulings
+        if ruling.answer in _SHOWN
+    ]
 
 
 def _to_timeline(n: Record, deliveries: Sequence[Record], events: Sequence[Record]) -> list[Moment]:
@@ -223,5 +261,6 @@ def _to_timeline(n: Record, deliveries: Sequence[Record], events: Sequence[Recor
             moments.append(Moment(e["at"], "sent", *place))  # the answer to the attempt was the delivery
         detail = msgspec.json.decode(e["detail"]) if e["detail"] else None
         moments.append(Moment(e["at"], kind.name, *place, e["reason"], detail))
+    moments += _to_moments(n["trail"])
     moments.sort(key=lambda m: m.at)
     return moments

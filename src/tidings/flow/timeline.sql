@@ -1,7 +1,9 @@
 -- name: load_notification
-SELECT n.*, n.data::text AS data_text, r.id IS NOT NULL AS planned
+SELECT n.*, coalesce(n.metadata, b.metadata)::text AS metadata_text, r.id IS NOT NULL AS planned, r.state, r.until,
+       r.reason AS run_reason, r.digest_id, r.trail::text AS trail
 FROM notification n
 LEFT JOIN run r ON r.project_id = n.project_id AND r.id = n.id
+LEFT JOIN broadcast b ON b.project_id = n.project_id AND b.id = n.broadcast_id
 WHERE n.project_id = $1 AND n.id = $2;
 
 -- name: load_family_deliveries
@@ -22,7 +24,7 @@ ORDER BY e.at, e.id;
 -- Newest first. $3 bounds the ids from below (`since`), $2 from above (the cursor). Status and channel filter deliveries.
 -- $5, the user, has a query of its own below: one plan cannot serve both.
 SELECT n.id, n.type_version_id, n.user_id, n.to_channel, n.to_address, n.priority, n.created_at, n.send_at, n.cancelled_at,
-       n.metadata::text AS metadata, d.statuses, r.id IS NOT NULL AS planned
+       d.statuses, r.id IS NOT NULL AS planned, r.state
 FROM notification n
 LEFT JOIN run r ON r.project_id = n.project_id AND r.id = n.id
 LEFT JOIN LATERAL (
@@ -45,7 +47,7 @@ ORDER BY n.id DESC LIMIT $8;
 -- Newest first. $3 bounds the ids from below (`since`), $2 from above (the cursor). Status and channel filter deliveries.
 -- The same for one user.
 SELECT n.id, n.type_version_id, n.user_id, n.to_channel, n.to_address, n.priority, n.created_at, n.send_at, n.cancelled_at,
-       n.metadata::text AS metadata, d.statuses, r.id IS NOT NULL AS planned
+       d.statuses, r.id IS NOT NULL AS planned, r.state
 FROM notification n
 LEFT JOIN run r ON r.project_id = n.project_id AND r.id = n.id
 LEFT JOIN LATERAL (

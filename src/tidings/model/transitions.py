@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import Final
 
-from tidings.model.words import Reason, Status
+from tidings.model.words import Reason, RunState, Status
 
 TRANSITIONS: Final[dict[Status, frozenset[Status]]] = {
     Status.queued: frozenset(
@@ -44,13 +44,18 @@ def decide_transition(now: Status, reason: Reason | None, to: Status) -> Status 
 _SUCCESS: Final = frozenset({Status.sent, Status.delivered})
 
 
-def decide_notification_status(deliveries: Collection[Status], *, planned: bool, cancelled: bool) -> str:
+def decide_notification_status(
+    deliveries: Collection[Status], *, planned: bool, cancelled: bool, state: RunState | None = None
+) -> str:
     """The status that a notification shows, derived and never stored.
 
     | deliveries                                  | status                     |
     |---------------------------------------------|----------------------------|
     | none yet, not cancelled                     | `scheduled`/`queued` (the caller knows `send_at`): here `queued` |
     | none, cancelled                             | `cancelled`                |
+    | none, its steps wait for something          | `held`                     |
+    | none, it went into a digest                 | `digested`                 |
+    | any, and its steps wait for something       | `processing`               |
     | any queued or sending                       | `processing`               |
     | all that were attempted delivered           | `delivered`                |
     | all sent or delivered                       | `sent`                     |
@@ -62,8 +67,14 @@ def decide_notification_status(deliveries: Collection[Status], *, planned: bool,
     if not deliveries:
         if cancelled:
             return "cancelled"
+        if state is RunState.waiting:
+            return "held"
+        if state is RunState.digested:
+            return "digested"
         return "skipped" if planned else "queued"
     found = set(deliveries)
+    if state is RunState.waiting and not cancelled:
+        return "processing"
     if found & {Status.queued, Status.sending}:
         return "processing" if planned else "queued"
     if good := found & _SUCCESS:

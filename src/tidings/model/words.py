@@ -69,6 +69,24 @@ class Engagement(IntEnum):
     complained = 64
 
 
+class RunState(IntEnum):
+    """Where a notification stands in the steps of its type."""
+
+    waiting = 1  # for a timer: a wait, a delay, a hold, the next of a fallback chain
+    done = 2  # every step was taken
+    digested = 3  # it went into a digest, which goes on in its place
+    stopped = 4  # a step said that nothing more is to be sent
+
+
+class Frequency(StrEnum):
+    """How often a user wants to hear of a category."""
+
+    instant = "instant"
+    hourly = "hourly"
+    daily = "daily"
+    weekly = "weekly"
+
+
 class EventKind(IntEnum):
     """A fact in the life of a delivery. `requested` and `queued` are shown from row times and have no event row."""
 
@@ -93,6 +111,8 @@ class EventKind(IntEnum):
     complained = 18
     machine_opened = 19  # by a prefetcher, a privacy proxy or a scanner: counted apart
     machine_clicked = 20
+    digested = 21  # planning put it into a digest; that digest is a notification of its own
+    held = 22  # planning put it off: quiet hours, a cap, the hour that suits the user
 
 
 class Effect(Enum):
@@ -139,6 +159,13 @@ class Reason(StrEnum):
     suppressed = "suppressed"
     user_deleted = "user_deleted"
     opted_out = "opted_out"
+    capped = "capped"
+    sent_before = "sent_before"
+    superseded = "superseded"
+    # put off, or put together with others
+    quiet_hours = "quiet_hours"
+    send_time = "send_time"
+    digested = "digested"
     # ended by somebody or by time
     cancelled = "cancelled"
     expired = "expired"
@@ -173,6 +200,12 @@ EFFECTS: Final[dict[Reason, Effect]] = {
     Reason.suppressed: Effect.none,
     Reason.user_deleted: Effect.none,
     Reason.opted_out: Effect.none,
+    Reason.capped: Effect.none,
+    Reason.sent_before: Effect.none,
+    Reason.superseded: Effect.none,
+    Reason.quiet_hours: Effect.none,
+    Reason.send_time: Effect.none,
+    Reason.digested: Effect.none,
     Reason.cancelled: Effect.none,
     Reason.expired: Effect.none,
 }

@@ -116,6 +116,8 @@ class ProviderSpec:
     """Its receipts name our delivery; else they are matched by the vendor's own id, which costs a row per message."""
     reports: frozenset[EventKind] = frozenset()
     """Which facts its receipts can tell."""
+    delivery_reports_are_rare: bool = False
+    """It can report that a message was delivered, but mostly does not: nobody may wait for it."""
     schemes: frozenset[str] = frozenset()
     """The address schemes that it serves (see `split_scheme`); empty: every address of its channels."""
     verified_by: str = ""
