@@ -217,6 +217,17 @@ class Acceptor:
                 answers[place] = answer
         return [answer if answer is not None else Internal() for answer in answers]
 
+    async def draft(self, caller: Caller, request: Request) -> Draft:
+        """What accepting a request would store; nothing is.
+
+        Raises:
+            Problem: it would be refused.
+        """
+        caller.require(Scope.send)
+        users = await self._load_users(caller.project_id, [request])
+        blobs = await self._claim_blobs(caller.project_id, [request])
+        return await self._draft(caller, request, users, blobs, self._clock.now(), None)
+
     async def drain(self) -> None:
         """Wait until everything taken in has been answered."""
         await self._batcher.drain()

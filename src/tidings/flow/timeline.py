@@ -136,6 +136,12 @@ async def load_view(database: Database, catalog: Catalog, project_id: int, id_: 
     )
 
 
+async def load_trail(database: Database, project_id: int, id_: UUID) -> list[Pass]:
+    """What was ruled each time that a notification was planned, the oldest first."""
+    trail = await database.fetchval(SQL.load_trail, project_id, id_)
+    return msgspec.json.decode(trail, type=list[Pass]) if trail is not None else []
+
+
 async def list_lines(
     database: Database,
     catalog: Catalog,

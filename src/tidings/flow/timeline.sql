@@ -6,6 +6,9 @@ LEFT JOIN run r ON r.project_id = n.project_id AND r.id = n.id
 LEFT JOIN broadcast b ON b.project_id = n.project_id AND b.id = n.broadcast_id
 WHERE n.project_id = $1 AND n.id = $2;
 
+-- name: load_trail
+SELECT trail::text FROM run WHERE project_id = $1 AND id = $2;
+
 -- name: load_family_deliveries
 SELECT d.*, a.provider, a.key AS account, coalesce(j.lease_until IS NOT NULL, false) AS leased
 FROM delivery d

@@ -6,12 +6,14 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
+import msgspec
 from fastapi import APIRouter, Query
 
 from tidings import ids
 from tidings.errors import FieldError, Invalid
-from tidings.flow import timeline
+from tidings.flow import explain, timeline
 from tidings.model.words import Channel, Status
+from tidings.web.api.explain import ExplanationView
 from tidings.web.deps import Given, Paging, Reader, Sender
 from tidings.web.fields import Moment, Page, View, public_id
 
@@ -64,6 +66,15 @@ class NotificationView(View):
     send_at: datetime | None
     expires_at: datetime | None
     cancelled_at: datetime | None
+    reason: str | None
+    """What it waits for, or why nothing more is sent."""
+    until: datetime | None
+    """When it goes on."""
+    digest: str | None
+    """The notification that goes in its place, or will."""
+    items: int | None
+    """How many notifications it stands for, if it is a digest."""
+    broadcast: str | None
     metadata: dict[str, str]
     test: bool
     deliveries: list[DeliveryView]
@@ -122,6 +133,13 @@ async def list_notifications(
 async def get_notification(deps: Given, caller: Reader, notification_id: NotificationId) -> timeline.NotificationView:
     """One notification: its deliveries, and its life so far."""
     return await timeline.load_view(deps.database, deps.catalog, caller.project_id, notification_id)
+
+
+@router.get("/{notification_id}/explain", response_model=ExplanationView)
+async def explain_notification(deps: Given, caller: Reader, notification_id: NotificationId) -> Any:
+    """Why it went where it did, or did not: every rule that was asked, its answer, and where that comes from."""
+    told = await explain.explain_notification(deps.database, deps.catalog, caller.project_id, notification_id)
+    return msgspec.to_builtins(told, builtin_types=(datetime,))
 
 
 @router.post("/{notification_id}/cancel", response_model=CancelView)
