@@ -18,7 +18,7 @@ from typing import Any, Final
 import uvloop
 from rich.console import Console
 
-from bench import report, rows
+from bench import broadcasts, planning, report, rows
 from bench.rows import QUICK, Row, Scale
 from bench.stage import Stage, admin, open_stage
 from bench.vendors import measure_vendors
@@ -35,6 +35,9 @@ ROWS: Final[dict[str, Measurement]] = {
     "live_inboxes": rows.live_inboxes,
     "critical_overtake": rows.large_backlog,
     "claim_cost": rows.claim_cost,
+    "planning_cpu": planning.planning_cpu,
+    "broadcast_expansion": broadcasts.broadcast_expansion,
+    "broadcast_live": broadcasts.broadcast_live,
     "harness": rows.harness,
     "peers": rows.others,
 }

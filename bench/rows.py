@@ -35,6 +35,7 @@ from tidings.model.words import Channel, Priority, Status
 BATCH: Final = "/api/v1/notifications/batch"
 WEBHOOK_LANE: Final = int(Channel.webhook)
 WEBHOOK_FEEDER: Final = FEEDER + (1 << Channel.webhook)
+EMAIL_FEEDER: Final = FEEDER + (1 << Channel.email)
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,16 @@ class Scale:
     backlog: int = 1_000_000
     critical: int = 100
     claims: int = 200
+    planned: int = 20_000
+    crowd: int = 1_000_000
+    live_seconds: float = 60.0
     tasks: int = 5_000
     raw: int = 40_000
 
 
 QUICK: Final = Scale(
     repetitions=1, idle=10, single_seconds=1.0, batch=5_000, http=2_000, mail=2_000, vendor=2_000, backlog=20_000,
-    critical=10, claims=10, tasks=300, raw=5_000,
+    critical=10, claims=10, planned=2_000, crowd=20_000, live_seconds=4.0, tasks=300, raw=5_000,
 )  # fmt: skip
 
 
@@ -91,19 +95,19 @@ class Row:
         return {
             "name": self.name,
             "title": self.title,
-            "value": _round(self.value),
+            "value": to_rounded(self.value),
             "unit": self.unit,
             "bar": self.bar,
             "better": self.better,
             "holds": self.holds,
-            "spread": [_round(min(self.values)), _round(max(self.values))],
+            "spread": [to_rounded(min(self.values)), to_rounded(max(self.values))],
             "repetitions": len(self.values),
             "kind": self.kind,
             **self.extras,
         }
 
 
-def _round(value: float) -> float:
+def to_rounded(value: float) -> float:
     return round(value) if abs(value) >= 1_000 else round(value, 3 if abs(value) < 10 else 1)
 
 
@@ -114,23 +118,23 @@ class Wrong(Exception):
 # ---------------------------------------------------------------- what is sent
 
 
-def _request(n: int, channel: str, user: str, **more: Any) -> dict[str, Any]:
+def to_request(n: int, channel: str, user: str, **more: Any) -> dict[str, Any]:
     data = {"order": f"A-{n}", "url": f"https://shop.example.com/orders/A-{n}"}
     return {"type": f"shipped_{channel}", "to": {"user": user}, "data": data, **more}
 
 
-def _raw(value: Any) -> msgspec.Raw:
+def to_raw(value: Any) -> msgspec.Raw:
     return msgspec.Raw(msgspec.json.encode(value))
 
 
 def _singles(channel: str, **more: Any) -> list[msgspec.Raw]:
-    return [_raw(_request(n, channel, f"u-{n}", **more)) for n in range(USERS)]
+    return [to_raw(to_request(n, channel, f"u-{n}", **more)) for n in range(USERS)]
 
 
 def _batches(channel: str, count: int, **more: Any) -> list[msgspec.Raw]:
     """`count` notifications in requests of a thousand."""
     return [
-        _raw({"notifications": [_request(start + n, channel, f"u-{n}", **more) for n in range(1_000)]})
+        to_raw({"notifications": [to_request(start + n, channel, f"u-{n}", **more) for n in range(1_000)]})
         for start in range(0, count, 1_000)
     ]
 
@@ -212,11 +216,11 @@ async def idle_latency(stage: Stage, scale: Scale) -> list[Row]:
             kind="paced", requests=scale.idle, gap_ms=(20, 60), seed=repetition, bodies=_singles("webhook")
         )
         await stage.wait_settled(stage.fast, scale.idle)
-        took = _latencies(outcome, await stage.receipts(stage.fast))
+        took = to_latencies(outcome, await stage.receipts(stage.fast))
         medians.append(statistics.median(took))
         tails.append(took[min(len(took) - 1, int(0.99 * len(took)))])
         answers.append(outcome.latencies_ms[0])
-    extras = {"p99_ms": _round(statistics.median(tails)), "accepted_p50_ms": _round(statistics.median(answers))}
+    extras = {"p99_ms": to_rounded(statistics.median(tails)), "accepted_p50_ms": to_rounded(statistics.median(answers))}
     return [
         Row(
             "idle_latency",
@@ -230,7 +234,7 @@ async def idle_latency(stage: Stage, scale: Scale) -> list[Row]:
     ]
 
 
-def _latencies(outcome: Outcome, receipts: dict[str, int]) -> list[float]:
+def to_latencies(outcome: Outcome, receipts: dict[str, int]) -> list[float]:
     """Milliseconds from sending each request to its receipt, sorted."""
     came = {}
     for text, at in receipts.items():
@@ -261,7 +265,7 @@ async def single_post(stage: Stage, scale: Scale) -> list[Row]:
         rates.append(outcome.requests / outcome.seconds)
         halves.append(outcome.latencies_ms[0])
         tails.append(outcome.latencies_ms[2])
-    extras = {"p50_ms": _round(statistics.median(halves)), **costs.to_extras()}
+    extras = {"p50_ms": to_rounded(statistics.median(halves)), **costs.to_extras()}
     return [
         Row("single_post", "Single POST, durable before 202, 64 connections", "/s", rates, 2_000, extras=extras),
         Row("single_post_p99", "… and its p99", "ms", tails, 100, "lower"),
@@ -289,7 +293,7 @@ async def batch_accept(stage: Stage, scale: Scale) -> list[Row]:
             await costs.end(outcome.requests * 1_000, outcome)
             rates.append(outcome.requests * 1_000 / outcome.seconds)
             waits.append(outcome.latencies_ms[0])
-        extras = {"p50_ms_per_request": _round(statistics.median(waits)), **costs.to_extras()}
+        extras = {"p50_ms_per_request": to_rounded(statistics.median(waits)), **costs.to_extras()}
         rows.append(Row(name, title, "/s", rates, bar, extras=extras))
     await stage.discard_backlog()
     return rows
@@ -356,12 +360,12 @@ async def measure_end_to_end(
         rates.append(n / ((ended_ns - outcome.began_ns) / 1e9))
         peak = max(peak, stage.worker.rss())
         checked = await _verify(stage, sink, n, status, before, distinct=distinct)
-    extras = {"checked": checked, "worker_rss_mb": _megabytes(peak), **costs.to_extras()}
+    extras = {"checked": checked, "worker_rss_mb": to_megabytes(peak), **costs.to_extras()}
     return Row(name, title, "/s", rates, bar, extras=extras)
 
 
-def _megabytes(octets: float) -> float:
-    return _round(octets / 1e6)
+def to_megabytes(octets: float) -> float:
+    return to_rounded(octets / 1e6)
 
 
 async def live_inboxes(stage: Stage, scale: Scale) -> list[Row]:
@@ -402,9 +406,9 @@ async def live_inboxes(stage: Stage, scale: Scale) -> list[Row]:
     finally:
         inboxes.close()
     extras = {
-        "p50_ms": _round(statistics.median(halves)),
-        "request_to_client_p99_ms": _round(statistics.median(roads)),
-        "api_rss_mb": _megabytes(stage.api.rss()),
+        "p50_ms": to_rounded(statistics.median(halves)),
+        "request_to_client_p99_ms": to_rounded(statistics.median(roads)),
+        "api_rss_mb": to_megabytes(stage.api.rss()),
         **costs.to_extras(),
     }
     title = "1,000 live inboxes at one API process, stored → told, p99"
@@ -513,7 +517,7 @@ async def _overtake(stage: Stage, scale: Scale, slots: int | None) -> tuple[list
     async with asyncio.timeout(60):
         while (await stage.sink_stats(stage.slow))["count"] < 2_000:
             await asyncio.sleep(0.05)
-    bodies = [_raw(_request(n, "webhook", f"slow-{n}", priority="critical")) for n in range(100)]
+    bodies = [to_raw(to_request(n, "webhook", f"slow-{n}", priority="critical")) for n in range(100)]
     tails, halves, worst, busy, rates = [], [], [], [], []
     for repetition in range(scale.repetitions):
         await stage.forget_receipts()
@@ -525,19 +529,19 @@ async def _overtake(stage: Stage, scale: Scale, slots: int | None) -> tuple[list
         await asyncio.sleep(2.0)  # what is not there after two seconds more counts as lost
         receipts = await stage.receipts(stage.slow)
         rates.append(len(receipts) / (time.monotonic() - began))
-        took = _latencies(outcome, receipts)
+        took = to_latencies(outcome, receipts)
         tails.append(took[min(len(took) - 1, int(0.99 * len(took)))])
         halves.append(statistics.median(took))
         worst.append(took[-1])
         busy.append(statistics.mean(held.values))
     left = await stage.database.fetchval("SELECT count(*) AS bench_look FROM job WHERE lane = $1", WEBHOOK_FEEDER)
     return tails, {
-        "p50_ms": _round(statistics.median(halves)),
-        "longest_ms": _round(max(worst)),
+        "p50_ms": to_rounded(statistics.median(halves)),
+        "longest_ms": to_rounded(max(worst)),
         "slots": slots or 256,
         "provider_ms": SLOW_MS,
-        "sends_in_flight": _round(statistics.median(busy)),
-        "low_sent_per_second_meanwhile": _round(statistics.median(rates)),
+        "sends_in_flight": to_rounded(statistics.median(busy)),
+        "low_sent_per_second_meanwhile": to_rounded(statistics.median(rates)),
         "still_due_at_the_end": left,
     }
 
@@ -587,8 +591,8 @@ async def claim_cost(stage: Stage, scale: Scale) -> list[Row]:
                     many.append(statistics.median(took["claims_many"]))
                     ratios.append(many[-1] / few[-1])
             extras = {
-                "ms_with_1000_due": _round(statistics.median(few)),
-                f"ms_with_{scale.backlog}_due": _round(statistics.median(many)),
+                "ms_with_1000_due": to_rounded(statistics.median(few)),
+                f"ms_with_{scale.backlog}_due": to_rounded(statistics.median(many)),
             }
             rows.append(Row(name, title, "×", ratios, 1.5, "lower", extras=extras))
         return rows
@@ -642,7 +646,7 @@ async def _claim_plans(database: Database) -> float:
 async def harness(stage: Stage, scale: Scale) -> list[Row]:
     """How fast stubs and generator are without the product between them: neither may be the bottleneck."""
     http, mail = [], []
-    body = [_raw({"event": "order_shipped", "order": "A-1", "user": "u-1"})]
+    body = [to_raw({"event": "order_shipped", "order": "A-1", "user": "u-1"})]
     for _ in range(scale.repetitions):
         outcome = await stage.load(
             kind="closed", port=stage.fast.port, path="/hooks/u-1", connections=64, requests=scale.raw, bodies=body

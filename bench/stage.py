@@ -41,13 +41,16 @@ from tidings.db.pool import Database
 from tidings.demo.seed import TOLD
 from tidings.directory.access import create_key
 from tidings.directory.audit import Actor
-from tidings.directory.projects import create_project
+from tidings.directory.projects import ProjectSettings, create_project, put_settings
 from tidings.model.words import Scope
 
 CHECKOUT: Final = Path(__file__).resolve().parents[1]
 USERS: Final = 1_000
 SLOW_MS: Final = 50
-BACKLOG_TABLES: Final = "job, notification, run, delivery, event, dead_letter, idempotency, rollup_delta"
+BACKLOG_TABLES: Final = (
+    "job, notification, run, delivery, event, dead_letter, idempotency, rollup_delta, cap_counter, broadcast,"
+    " broadcast_cohort"
+)
 _STARTED: Final = re.compile(r'"url":\s?"(http://[^"]+)"')
 
 
@@ -167,11 +170,15 @@ class Stage:
         )
         self.api_url = await self.api.wait_for_log(_STARTED)
 
-    async def start_worker(self, *, slots: int | None = None) -> None:
-        """Start the worker, with so many slots if not the default."""
-        environment = self._environment if slots is None else {**self._environment, "TIDINGS_SLOTS": str(slots)}
+    async def start_worker(self, *arguments: str, **settings: int | None) -> None:
+        """Start the worker, with these arguments, and settings (`slots=64`) other than the defaults."""
+        given = {f"TIDINGS_{name.upper()}": str(value) for name, value in settings.items() if value is not None}
         self.worker = await Process.start(
-            "worker", ["-m", "tidings", "worker"], log=self.folder / "worker.log", env=environment, cwd=self.folder
+            "worker",
+            ["-m", "tidings", "worker", *arguments],
+            log=self.folder / "worker.log",
+            env={**self._environment, **given},
+            cwd=self.folder,
         )
         await self.worker.wait_for_log(re.compile("worker.running"))
 
@@ -204,7 +211,10 @@ class Stage:
 
         async def work(conn: Any) -> str:
             project = await create_project(conn, "bench", "Bench", by="system")
-            _, text = await create_key(conn, Actor(project.id, "system"), clock, name="bench", scopes=list(Scope))
+            actor = Actor(project.id, "system")
+            # Few users are told very much here, which is what the breaker for runaway loops looks for.
+            await put_settings(conn, actor, ProjectSettings(runaway_above=None))
+            _, text = await create_key(conn, actor, clock, name="bench", scopes=list(Scope))
             return text
 
         self.api_key = await self.database.transaction(work)
@@ -241,6 +251,20 @@ class Stage:
                     group.create_task(self._put_user(client, gate, f"u-{n}", n, self.fast.port))
                 for n in range(100):
                     group.create_task(self._put_user(client, gate, f"slow-{n}", n, self.slow.port))
+
+    async def ask(self, method: str, path: str, body: Any = None) -> Any:
+        """Ask the management API; answers with what its JSON says.
+
+        Raises:
+            RuntimeError: it refused.
+        """
+        headers = {"Authorization": f"Bearer {self.api_key}", "Content-Type": "application/json"}
+        url = f"{self.api_url}/api/v1/{path}"
+        async with self._http.request(method, url, data=msgspec.json.encode(body), headers=headers) as answer:
+            text = await answer.read()
+            if answer.status >= 300:
+                raise RuntimeError(f"{method} {path}: {answer.status} {text[:500]!r}")
+            return msgspec.json.decode(text)
 
     async def _put_user(self, client: AsyncClient, gate: asyncio.Semaphore, user: str, n: int, port: int) -> None:
         async with gate:
@@ -279,8 +303,8 @@ class Stage:
                 await asyncio.sleep(0.03)
         return time.monotonic_ns()
 
-    def cpu(self) -> dict[str, float]:
-        """Processor seconds so far, by group."""
+    def server_cpu(self) -> float:
+        """Processor seconds of PostgreSQL so far."""
         postmaster = psutil.Process(self.server.pid)
         own = postmaster.cpu_times()
         total = own.user + own.system + own.children_user + own.children_system
@@ -288,8 +312,12 @@ class Stage:
             with contextlib.suppress(psutil.NoSuchProcess):
                 times = child.cpu_times()
                 total += times.user + times.system
+        return total
+
+    def cpu(self) -> dict[str, float]:
+        """Processor seconds so far, by group."""
         stubs = sum(sink.cpu() for sink in (self.fast, self.slow, self.mail))
-        return {"api": self.api.cpu(), "worker": self.worker.cpu(), "postgresql": total, "stubs": stubs}
+        return {"api": self.api.cpu(), "worker": self.worker.cpu(), "postgresql": self.server_cpu(), "stubs": stubs}
 
     async def statements(self) -> dict[str, float]:
         """Statements that the product has executed so far, with and without BEGIN, COMMIT and the like, and commits."""

@@ -25,6 +25,7 @@ from pydantic_core import PydanticUndefined
 
 from tidings import errors
 from tidings.cli import Exit, app
+from tidings.directory.presets import CHECKED, LAWS
 from tidings.model.words import EFFECTS, Effect, Scope
 from tidings.providers.port import ReceiptAuth
 from tidings.providers.registry import PROVIDERS
@@ -277,7 +278,8 @@ def render_api() -> str:
     for context in iter_route_contexts(web.routes):
         for method in context.methods or ():
             if (need := _need_of(context.dependant)) is not None:
-                needs[context.path or "", method.lower()] = need
+                # The document has no `:path`, which lets a parameter hold slashes.
+                needs[(context.path or "").replace(":path}", "}"), method.lower()] = need
     parts = []
     for tag in sorted(document["tags"], key=lambda tag: (tag["name"] != "notifications", tag["name"])):
         parts.append(f"## {tag['name'].capitalize()}")
@@ -393,11 +395,24 @@ def render_speed() -> str:
 
 # ---------------------------------------------------------------- blocks and pages
 
+# ---------------------------------------------------------------- quiet hours by law
+
+
+def render_laws() -> str:
+    """What the presets are made of."""
+    rows = []
+    for law in LAWS.values():
+        hours = "; ".join(f"{', '.join(h.days)} {h.start}–{h.end}".strip() for h in law.hours)
+        rows.append([_code(law.place), hours, law.name, f"[{'read' if law.read else 'told'}]({law.source})"])
+    return _table(["where", "quiet", "rule", f"source, {CHECKED}"], rows)
+
+
 BLOCKS: Final[Mapping[str, Callable[[], str]]] = {
     "api": render_api,
     "commands": render_commands,
     "errors": render_errors,
     "exits": render_exits,
+    "laws": render_laws,
     "metrics": render_metrics,
     "providers": render_providers,
     "contract-exceptions": render_contract_exceptions,

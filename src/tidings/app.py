@@ -43,6 +43,7 @@ from tidings.directory.access import Access
 from tidings.directory.blobs import forget_blobs
 from tidings.directory.catalog import Account, Catalog
 from tidings.directory.credentials import Vault
+from tidings.directory.segments import refresh_segments
 from tidings.directory.tokens import Tokens
 from tidings.engine import health
 from tidings.engine.feed import FeedLanes
@@ -60,6 +61,7 @@ from tidings.flow.callbacks import Callbacks, record_receipts
 from tidings.flow.caps import forget_counters
 from tidings.flow.endpoints import forget_failing
 from tidings.flow.events import EventAcceptor
+from tidings.flow.explain import Explainer
 from tidings.flow.hooks import HookSender, forget_messages
 from tidings.flow.inbound import HelpDesk, InboundRecorder, forget_inbound
 from tidings.flow.inbox import BELL_CHANNEL, Bell, Inbox
@@ -67,6 +69,7 @@ from tidings.flow.intervene import Intervener, forget_letters
 from tidings.flow.jobs import LANE_HOOKS, name_lane
 from tidings.flow.measure import Meter, Moves, fold
 from tidings.flow.plan import Planner
+from tidings.flow.privacy import Eraser
 from tidings.flow.receipts import Receiver, forget_early
 from tidings.flow.send import Sender
 from tidings.flow.settle import Settler
@@ -229,6 +232,9 @@ async def open_api(core: Core, guard: Guard | None = None) -> AsyncIterator[ASGI
     inbound = InboundRecorder(core.database, core.clock, answer_help=HelpDesk(acceptor, core.catalog).answer)
     surroundings = Surroundings(http=transport, guard=guard, clock=core.clock, timeout=settings.provider_timeout)
     count_receipts = core.metrics.receipts.labels
+    intervener = Intervener(
+        core.database, core.meter, core.clock, core.wakes, bell=core.bell, observe_moved=road.count_moves
+    )
     deps = Deps(
         database=core.database,
         clock=core.clock,
@@ -255,10 +261,10 @@ async def open_api(core: Core, guard: Guard | None = None) -> AsyncIterator[ASGI
         signer=Signer(core.vault),
         surroundings=surroundings,
         public_url=settings.public_url,
-        intervener=Intervener(
-            core.database, core.meter, core.clock, core.wakes, bell=core.bell, observe_moved=road.count_moves
-        ),
+        intervener=intervener,
+        eraser=Eraser(core.database, intervener, core.clock),
         events=EventAcceptor(acceptor, core.catalog, core.clock),
+        explainer=Explainer(core.database, core.catalog, acceptor, core.clock),
         ready=_Readiness(core),
         retention=settings.retention,
         extra_openapi=hot.to_openapi(),
@@ -343,6 +349,10 @@ async def open_worker(
     feed = FeedLanes(
         planner, core.database, core.clock, core.wakes, ahead=settings.planned_ahead, observe_batch=observe
     )
+    intervener = Intervener(
+        core.database, core.meter, core.clock, core.wakes, bell=core.bell, observe_moved=road.count_moves
+    )
+    eraser = Eraser(core.database, intervener, core.clock)
     worker = Worker(
         lanes,
         feed if plan else None,
@@ -359,7 +369,9 @@ async def open_worker(
             (sender.prune, 60.0),
             (lambda: sender.listen(served), 30.0),
             (lambda: _tell_lag(core), 5.0),
+            (eraser.resume, 10.0),
             (lambda: forget_keys(core.database), 600.0),
+            (lambda: refresh_segments(core.database, core.clock.db_now()), 60.0),
             (lambda: _keep_partitions(core), 600.0),
         ),
     )

@@ -56,6 +56,8 @@ class Settings(BaseSettings):
     api_pool: Annotated[int, Field(ge=2, le=200)] = 8
     worker_pool: Annotated[int, Field(ge=3, le=200)] = 8
     """Database connections of an API process and of a worker process."""
+    api_rate: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    """Requests per minute of each API key that has no rate of its own. Unset: no limit."""
     accept_window_ms: Annotated[float, Field(ge=0, le=100)] = 0.0
     """How long the first request of a group commit waits for company, milliseconds. 0: it leaves at once, and the next
     ones gather while it is written."""

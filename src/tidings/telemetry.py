@@ -151,6 +151,9 @@ class Metrics:
             "tidings_notifications", "Notification requests, by what became of them", ["outcome"], registry=registry
         )
         """Outcomes: accepted, duplicate, refused."""
+        self.runaways = Counter(
+            "tidings_runaways", "Notification requests refused as a loop gone wild", registry=registry
+        )
         self.deliveries = Counter(
             "tidings_deliveries",
             "Deliveries that came to a status, and why",

@@ -19,17 +19,23 @@ BLOCKS = [
 ]
 
 WRITERS = {
-    "engine": "job account_state account_usage",
+    "engine": "job account_state account_usage project_pace",
     "flow": """
+        broadcast broadcast_cohort digest_window digest_item
         notification run delivery event provider_ref dead_letter suppression inbox_counter inbox_item
         dimension rollup_delta rollup idempotency
         hook_message webhook_health early_receipt inbound_message
+        cap_counter user_engagement send_once
         address""",  # settling drops one that the provider calls gone
     "directory": """
-        project api_key app_user address category template template_version type type_version account audit
+        project api_key key_budget app_user address category template template_version type type_version account audit
         account_state blob hook suppression
-        inbox_item inbox_counter""",
-    # An account's state is born with it; deleting a user empties their inbox; some suppress and lift by hand.
+        inbox_item inbox_counter
+        consent user_engagement
+        topic topic_member segment segment_slot
+        event_rule erasure""",
+    # An account's state is born with it; deleting a user empties their inbox and forgets how active they were;
+    # some suppress and lift by hand.
     "web": "idempotency",  # the hot routes claim keys in their group commit, all others one by one
 }
 """The tables that each room may write. A table that nobody may write belongs to nobody: give it to one room."""

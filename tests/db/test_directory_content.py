@@ -26,6 +26,7 @@ from tidings.directory.audit import Actor, list_audit
 from tidings.directory.catalog import Catalog
 from tidings.directory.credentials import Vault
 from tidings.directory.projects import create_project
+from tidings.directory.steps import Send
 from tidings.directory.templates import create_template_version, publish_template, put_template
 from tidings.directory.types import archive_type, parse_definition, put_type
 from tidings.errors import Conflict, Invalid, SettingsError
@@ -246,7 +247,11 @@ async def test_types_and_templates_as_the_road_reads_them(database: Database, ac
     type_ = await catalog.load_type(project, "hello")
     assert type_ is not None
     assert catalog.peek_type(project, "hello") is type_
-    assert (type_.priority, type_.steps, type_.at_most_once) == (Priority.high, ((Channel.email, Channel.sms),), True)
+    assert (type_.priority, type_.program, type_.at_most_once) == (
+        Priority.high,
+        (Send((Channel.email, Channel.sms)),),
+        True,
+    )
     assert (type_.expires_after, type_.category, type_.required) == (timedelta(days=2), "general", False)
     assert [e.pointer for e in type_.check_data({})] == [""]
     template = await catalog.load_template(project, type_.template_key)

@@ -20,7 +20,10 @@ from tidings.db.partitions import ensure_partitions
 from tidings.db.pool import Connection, Database
 from tidings.engine.jobs import SQL as JOBS
 from tidings.flow.accept import SQL as ACCEPT
+from tidings.flow.caps import SQL as CAPS
+from tidings.flow.digests import SQL as DIGESTS
 from tidings.flow.effects import SQL as EFFECTS
+from tidings.flow.engagement import SQL as ENGAGEMENT
 from tidings.flow.hooks import SQL as HOOKS
 from tidings.flow.inbound import SQL as INBOUND
 from tidings.flow.inbox import SQL as INBOX
@@ -49,6 +52,7 @@ BESIDE = (
     "INSERT INTO project (key, name) VALUES ('filled', '') ON CONFLICT DO NOTHING",
     "INSERT INTO app_user (project_id, id) SELECT p.id, 'u' || n FROM project p, generate_series(1, 20000) n",
     "INSERT INTO address (project_id, user_id, channel, value) SELECT project_id, id, 1, id FROM app_user",
+    "INSERT INTO user_engagement (project_id, user_id, channel) SELECT project_id, id, 1 FROM app_user",
     "INSERT INTO suppression (project_id, channel, address, reason, stream)"
     " SELECT project_id, 1, id, 'bounced', id FROM app_user",
     "INSERT INTO idempotency (project_id, key, fingerprint, status, answer, expires_at)"
@@ -58,6 +62,10 @@ BESIDE = (
     "INSERT INTO hook_message (id, project_id, hook_id, event_id, event, body) SELECT id, 1, 1, id, '', '' FROM job",
     "INSERT INTO hook (project_id, key, url, events, secret, secret_key)"
     " SELECT id, 'h', 'https://example.com', '{*}', '', '' FROM project",
+    "INSERT INTO digest_window (id, project_id, target, key, type_version_id, opened_at, closes_at, latest_at, reason)"
+    " SELECT id, 1, id::text, 'k', 1, now(), now(), now(), '' FROM job ORDER BY job.id LIMIT 20000",
+    "INSERT INTO digest_item (project_id, window_id, notification_id) SELECT 1, id, id FROM digest_window",
+    "INSERT INTO cap_counter (project_id, target, key) SELECT 1, 'u' || n, 'u' || n FROM generate_series(1, 20000) n",
     "INSERT INTO inbox_counter (project_id, user_id, last_seq)"
     " SELECT 1, 'u' || n, 10000 FROM generate_series(1, 100) n",
     "INSERT INTO inbox_item (project_id, user_id, seq, changed_seq, delivery_id, notification_id, title, body)"
@@ -174,6 +182,30 @@ def hot(chosen: list[UUID]) -> dict[str, tuple[str, tuple[Any, ...]]]:
         "load_hook_messages": (HOOKS.load_hook_messages, (chosen, ones)),
         "delete_hook_messages": (HOOKS.delete_hook_messages, (chosen, ones)),
         "fail_hook_messages": (HOOKS.fail_hook_messages, (chosen, ones, ones, names, TODAY)),
+        "open_windows": (
+            DIGESTS.open_windows,
+            (some(n), ones, [str(id_) for id_ in chosen], ["k"] * n, ones, [TODAY] * n, [TODAY] * n, names, TODAY),
+        ),
+        "insert_items": (DIGESTS.insert_items, (ones, chosen, chosen)),
+        "lock_windows": (DIGESTS.lock_windows, (chosen, ones)),
+        "load_busy": (DIGESTS.load_busy, (chosen, ones)),
+        "load_item_bounds": (DIGESTS.load_item_bounds, (chosen,)),
+        "load_expired": (DIGESTS.load_expired, (chosen, ones, low, high, TODAY)),
+        "load_digest_items": (DIGESTS.load_items, (chosen, ones, [50] * n, low, high, TODAY)),
+        "lock_windows_of": (DIGESTS.lock_windows_of, (1, chosen)),
+        "delete_digest_items": (DIGESTS.delete_items, (1, chosen, chosen)),
+        "delete_windows": (DIGESTS.delete_windows, (chosen,)),
+        "load_whereabouts": (ENGAGEMENT.load_whereabouts, (ones, names)),
+        "add_engagement": (
+            ENGAGEMENT.add_engagement,
+            (ones, names, ones, ones, ones, [TODAY] * n, none, ["{" + ",".join("0" * 24) + "}"] * n),
+        ),
+        "insert_counters": (CAPS.insert_counters, (ones, names, names)),
+        "lock_counters": (CAPS.lock_counters, (ones, names, names)),
+        "load_counters": (CAPS.load_counters, (ones, names, names)),
+        "update_counters": (CAPS.update_counters, (ones, names, names, ["{}"] * n, [TODAY] * n)),
+        "refund_places": (CAPS.refund_places, (ones, names, names)),
+        "forget_counters": (CAPS.forget_counters, (0, "", "", 500, TODAY)),
         "lock_engagements": (INBOX.lock_engagements, (1, chosen, low, high)),
         "update_engagements": (INBOX.update_engagements, (1, chosen, ones, low, high)),
         "load_changes": (INBOX.load_changes, (ones, names, seqs, 20)),

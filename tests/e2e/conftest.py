@@ -30,11 +30,15 @@ from tidings.directory.projects import create_project
 from tidings.directory.tokens import Tokens
 from tidings.engine.wakes import Wakes
 from tidings.flow.accept import Acceptor
+from tidings.flow.broadcasts import Broadcaster
 from tidings.flow.callbacks import Callbacks
+from tidings.flow.events import EventAcceptor
+from tidings.flow.explain import Explainer
 from tidings.flow.inbound import InboundRecorder
 from tidings.flow.inbox import Bell, Inbox
 from tidings.flow.intervene import Intervener
 from tidings.flow.measure import Meter
+from tidings.flow.privacy import Eraser
 from tidings.flow.receipts import Receiver
 from tidings.flow.tracking import Signer
 from tidings.model.words import Scope
@@ -176,17 +180,24 @@ async def api(database: Database) -> AsyncIterator[Api]:
     guard = Guard([])
     surroundings = Surroundings(http=AiohttpTransport(guard), guard=guard, clock=clock)
     receiver = Receiver(database, Meter(database, clock), clock)
+    catalog = Catalog(database, clock, vault=vault)
+    acceptor = Acceptor(database, catalog, Meter(database, clock), clock, Wakes())
+    intervener = Intervener(database, Meter(database, clock), clock, Wakes())
     deps = Deps(
         database=database,
         clock=clock,
         access=Access(database, clock),
         metrics=metrics,
         vault=vault,
-        catalog=Catalog(database, clock, vault=vault),
+        catalog=catalog,
+        broadcaster=Broadcaster(catalog, clock, Wakes()),
         tokens=Tokens(database, vault, clock),
         inbox=inbox,
         live=live,
-        intervener=Intervener(database, Meter(database, clock), clock, Wakes()),
+        intervener=intervener,
+        eraser=Eraser(database, intervener, clock),
+        events=EventAcceptor(acceptor, catalog, clock),
+        explainer=Explainer(database, catalog, acceptor, clock),
         receiver=receiver,
         callbacks=Callbacks(database, vault, receiver, InboundRecorder(database, clock), surroundings, clock),
         signer=Signer(vault),
@@ -194,7 +205,6 @@ async def api(database: Database) -> AsyncIterator[Api]:
         ready=ready,
     )
     app = create_web(deps)
-    acceptor = Acceptor(database, deps.catalog, Meter(database, clock), clock, Wakes())
     front = Hot(app, acceptor, deps.access, deps.metrics, clock)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(front), base_url="http://api") as client:
         yield Api(app, deps, clock, client, not_ready, front, draining)

@@ -149,6 +149,11 @@ async def test_a_type_has_a_version_for_every_change(tenant: Any) -> None:
         "critical": False,
         "schema": {"type": "object"},
         "tracking": True,
+        "digest": None,
+        "limits": [],
+        "quiet": "wait",
+        "preferences": {},
+        "send_time": None,
         "created_at": made.json()["created_at"],
         "archived_at": None,
     }
@@ -173,29 +178,67 @@ async def test_an_archived_type_is_taken_up_again(tenant: Any) -> None:
     assert (again.status_code, again.json()["version"], again.json()["archived_at"]) == (200, 1, None)
 
 
-async def test_what_a_type_cannot_do_yet_is_refused_by_name(tenant: Any) -> None:
+async def test_a_type_with_every_rule_is_shown_as_it_may_be_put(tenant: Any) -> None:
+    await make_template(tenant)
+    body = {
+        "category": "general",
+        "steps": [
+            {"send": ["push", "in_app"]},
+            {"wait": "10m", "unless": "seen"},
+            {"if": {"data": "urgent", "is": True}, "then": [{"first": ["sms", "email"], "within": "5m"}]},
+            {"delay": "1h"},
+            {"throttle": {"max": 2, "window": "1d"}},
+        ],
+        "digest": {"window": "15m", "key": "order", "max": 20},
+        "limits": [{"max": 3, "window": "1d", "channel": "sms", "then": "defer"}],
+        "quiet": "digest",
+        "preferences": {"sms": False},
+        "send_time": {"within": "12h", "fallback": "09:00"},
+    }
+    made = await tenant.put("/api/v1/types/shipped", body)
+    assert made.status_code == 201, made.text
+    shown = made.json()
+    assert (shown["quiet"], shown["preferences"]) == ("digest", {"sms": False})
+    assert body["digest"].items() <= shown["digest"].items()
+    assert body["limits"][0].items() <= shown["limits"][0].items()
+    assert body["send_time"].items() <= shown["send_time"].items()
+    again = await tenant.put(
+        "/api/v1/types/shipped",
+        {name: value for name, value in shown.items() if name not in ("key", "version", "created_at", "archived_at")},
+    )
+    assert (again.status_code, again.json()) == (200, shown)
+
+
+async def test_what_a_type_cannot_be_is_refused_with_its_place(tenant: Any) -> None:
     await make_template(tenant)
     answer = await tenant.put(
         "/api/v1/types/shipped",
         {
-            "digest": {"window": "15m"},
-            "limits": [],
-            "steps": [{"first": ["email"]}, {"wait": "1m"}, {"send": ["push", "pigeon"]}],
+            "digest": {"window": "15x"},
+            "limits": [{"max": 0, "window": "1d"}],
+            "steps": [{"first": []}, {"wait": "1m"}, {"send": ["push", "pigeon"]}],
+            "preferences": {"sms": False},
             "schema": {"$ref": "https://example.com/x"},
         },
     )
     assert answer.status_code == 422
     assert {e["pointer"] for e in answer.json()["errors"]} == {
-        "/digest",
-        "/limits",
+        "/digest/window",
+        "/limits/0/max",
         "/steps/0/first",
-        "/steps/1/wait",
+        "/steps/1/unless",
         "/steps/2/send/1",
         "/schema/$ref",
     }
-    assert "`digest` is not supported by this version of Tidings" in answer.text
-    unknown = await tenant.put("/api/v1/types/shipped", {"categori": "x"})
-    assert unknown.json()["errors"][0]["pointer"] == "/categori"
+    for body, at in (
+        ({"categori": "x"}, "/categori"),
+        ({"digest": {"windows": "1m"}}, "/digest/windows"),
+        ({"limits": [{"max": 1}]}, "/limits/0/window"),
+        ({"quiet": "sleep"}, "/quiet"),
+        ({"preferences": {"pigeon": True}}, "/preferences/pigeon"),
+    ):
+        unknown = await tenant.put("/api/v1/types/shipped", body)
+        assert unknown.json()["errors"][0]["pointer"] == at
 
 
 async def test_a_type_names_what_there_is(tenant: Any) -> None:

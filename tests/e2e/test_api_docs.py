@@ -11,7 +11,10 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from tidings.telemetry import parse_traceparent
 from tidings.web.app import to_openapi
 
-REPEATABLE = re.compile(r"/(blobs|cancel|check|lift|replay|preview|publish|rollback|tokens)$|^/api/v1/inbox/")
+REPEATABLE = re.compile(
+    r"/(blobs|cancel|check|import|erase|events|explain|lift|preference_link"
+    r"|replay|preview|publish|rollback|tokens)$|^/api/v1/inbox/"
+)
 """POSTs that do the same when repeated, by their nature: they take no Idempotency-Key."""
 
 
@@ -25,7 +28,7 @@ async def test_the_openapi_document_is_valid_and_complete(api: Any) -> None:
             where = f"{method} {path}"
             user = path.startswith("/api/v1/inbox")
             assert operation["security"] == ([{"user": []}, {"cookie": []}] if user else [{"key": []}]), where
-            assert {"401", "403", "422", "500", "503"} <= operation["responses"].keys(), where
+            assert {"401", "403", "422", "429", "500", "503"} <= operation["responses"].keys(), where
             assert operation.get("description"), where
             assert operation.get("tags"), where
             if method == "post" and not REPEATABLE.search(path):

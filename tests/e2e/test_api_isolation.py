@@ -21,12 +21,16 @@ async def _ids_of(owner: Any) -> dict[str, str]:
     await owner.put(
         f"/api/v1/users/{SECRET}", {"attributes": {"note": SECRET}, "addresses": {"email": "a@example.com"}}
     )
+    said = {"channels": {"sms": False}, "consent": {"wording": SECRET}}
+    await owner.put(f"/api/v1/users/{SECRET}/preferences", said)
     await owner.put(f"/api/v1/categories/{SECRET}", {"name": SECRET})
     await owner.put(f"/api/v1/templates/{SECRET}", {"name": SECRET})
     content = {"channels": {"email": {"en": {"subject": SECRET, "text": SECRET}}}}
     await owner.post(f"/api/v1/templates/{SECRET}/versions", content)
     await owner.post(f"/api/v1/templates/{SECRET}/publish", {"version": 1})
     await owner.put(f"/api/v1/types/{SECRET}", {"category": SECRET, "template": SECRET})
+    await owner.put(f"/api/v1/topics/{SECRET}/members", {"users": [SECRET]})
+    await owner.put(f"/api/v1/segments/{SECRET}", {"name": SECRET, "condition": {"topic": SECRET}})
     account = {"channel": "email", "provider": "smtp", "config": {"host": "a.example", "from_address": "a@a.example"}}
     await owner.put(f"/api/v1/accounts/{SECRET}", account)
     await owner.request("POST", "/api/v1/blobs", content=SECRET.encode())
@@ -77,6 +81,7 @@ async def _snapshot(api: Any, project_id: int) -> dict[str, list[Any]]:
         "type",
         "account",
         "audit",
+        "consent",
     )
     tables += ("notification", "delivery", "event", "dead_letter", "job", "blob")
     return {
@@ -100,6 +105,8 @@ async def test_no_route_reaches_into_another_project(api: Any) -> None:
             unknown = set(names) - set(ids)
             assert not unknown, f"{where}: say in _ids_of what {unknown} is in the owner's project"
             body: dict[str, object] | None = {} if wanted in ("put", "post", "patch") else None
+            if where == "delete /api/v1/topics/{key}/members":
+                body = {"users": [SECRET]}
             answer = await stranger.request(wanted.upper(), path.format_map(ids), json=body)
             tried += 1
             assert answer.status_code < 500, f"{where}: {answer.text}"

@@ -113,7 +113,7 @@ async def test_every_write_leaves_its_trace(tenant: Any) -> None:
         "user.delete",
     ]
     change = trail[2]
-    assert (change["before"]["locale"], change["after"]["locale"]) == ("en", "de")
+    assert (change["before"], change["after"]) == (None, {"changed": ["locale"]}), "which fields, not what is in them"
     assert change["actor"] == "key"
     assert change["key_id"] == "key_" + tenant.token.split("_")[2]
     only = (await tenant.get("/api/v1/audit", params={"action": "user.delete"})).json()["items"]

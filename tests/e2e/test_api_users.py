@@ -51,7 +51,7 @@ async def test_the_same_again_leaves_no_trace(tenant: Any) -> None:
     assert first.json() == second.json()
     trail = (await tenant.get("/api/v1/audit", params={"object": "user:u"})).json()["items"]
     assert [entry["action"] for entry in trail] == ["user.put"]
-    assert trail[0]["after"]["addresses"] == {"email": ["a@example.com", "b@example.com"]}
+    assert trail[0]["after"] == {"changed": ["locale", "addresses.email"]}, "which fields, not what stands in them"
 
 
 async def test_addresses_are_replaced_as_a_whole(tenant: Any) -> None:

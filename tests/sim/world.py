@@ -39,14 +39,17 @@ from tidings.engine.lane import SendLane
 from tidings.engine.wakes import Wakes
 from tidings.engine.worker import sweep
 from tidings.errors import Problem
+from tidings.flow import broadcasts
 from tidings.flow.accept import Accepted, Acceptor
+from tidings.flow.audience import Sources
 from tidings.flow.intervene import Cancelled, Intervener
 from tidings.flow.measure import Meter, fold
 from tidings.flow.plan import Planner
 from tidings.flow.receipts import Fact, Receiver
 from tidings.flow.request import Request
 from tidings.flow.send import Sender
-from tidings.flow.settle import Policy, Settler
+from tidings.flow.settle import Settler
+from tidings.flow.settlement import Policy
 from tidings.model.messages import Deferred, Message, Rejected, SendResult, Sent, Throttled, Uncertain
 from tidings.model.words import CHANNELS_OF_THIS_VERSION, Channel, EventKind, Reason, Scope
 from tidings.providers import registry
@@ -61,6 +64,11 @@ RECEIPT_REASONS = (Reason.invalid_address, Reason.too_large)
 POLICY = Policy(5, 2, timedelta(seconds=0.5), timedelta(seconds=4))
 QUOTA = 3
 """Messages a day that the second account of a project may send; there is another one that takes the rest."""
+TYPES = ("all", "mail", "once", "steps", "chain", "digest", "digest", "capped", "spaced")
+CAP, CAP_WINDOW = 2, timedelta(hours=1)
+"""Of the type `capped`: more are dropped."""
+SPACE = timedelta(seconds=4)
+"""Between two of the type `spaced`: the next one waits."""
 LANES = (Channel.email, Channel.in_app, Channel.webhook)
 VAULT_KEY = base64.b64encode(bytes(32)).decode()
 OWNER: contextvars.ContextVar[Process | None] = contextvars.ContextVar("owner", default=None)
@@ -125,6 +133,8 @@ class World:
     reports: list[Told] = field(default_factory=list)
     replayed: int = 0
     projects: list[int] = field(default_factory=list)
+    broadcasts: set[int] = field(default_factory=set)
+    """Projects that have told everybody."""
     faults: list[str] = field(default_factory=list)
 
     def rng(self, *names: object) -> random.Random:
@@ -284,6 +294,17 @@ class Api(Process):
         )
         self.intervener = Intervener(self.database, meter, self.clock, wakes)
         self.receiver = Receiver(self.database, meter, self.clock)
+        self.broadcaster = broadcasts.Broadcaster(catalog, self.clock, wakes)
+
+    async def broadcast(self, caller: Caller, ask: broadcasts.Ask) -> UUID:
+        """Make one; answers with its id."""
+        made = await self.database.transaction(lambda conn: self.broadcaster.create(conn, caller, ask))
+        return made.id
+
+    async def steer(self, caller: Caller, id_: UUID, action: str) -> None:
+        """Pause, resume or cancel one."""
+        steer = getattr(self.broadcaster, action)
+        await self.database.transaction(lambda conn: steer(conn, caller, id_))
 
     async def call(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Run in the process on a caller's behalf.
@@ -468,8 +489,10 @@ class People:
         while self._world.loop.time() < until:
             await asyncio.sleep(self._rng.uniform(0.0, 2.0))
             draw = self._rng.random()
-            if draw < 0.65:
+            if draw < 0.62:
                 mine += await self._ask()
+            elif draw < 0.65:
+                await self._broadcast()
             elif draw < 0.93:
                 await self._cancel()
             else:
@@ -479,9 +502,11 @@ class People:
                 await self._send([asked])
 
     async def _ask(self) -> list[Asked]:
-        project = self._rng.choice(self._world.projects)
+        project = self._rng.choice((*self._world.projects, self._world.projects[0], self._world.projects[0]))
         test = self._rng.random() < 0.1
-        group = [self._draw(project, test) for _ in range(self._rng.choice((1, 1, 2, 4)))]
+        burst = self._rng.choice(("digest", "capped", "spaced")) if self._rng.random() < 0.25 else None
+        size = self._rng.choice((4, 6)) if burst is not None else self._rng.choice((1, 1, 2, 4))
+        group = [self._draw(project, test, burst) for _ in range(size)]
         self._world.asked += group
         if self._rng.random() < 0.1:  # the same key twice in one batch
             group.append(group[0])
@@ -493,15 +518,19 @@ class People:
             task.result()
         return group
 
-    def _draw(self, project: int, test: bool) -> Asked:
+    def _draw(self, project: int, test: bool, burst: str | None) -> Asked:
         rng, now = self._rng, self._world.clock().now()
         self._number += 1
         tag = f"t{self._number}"
-        to: dict[str, Any] = {"user": f"u{rng.randrange(4)}"}
-        body: dict[str, Any] = {"type": rng.choice(("all", "mail", "once")), "data": {"n": self._number}}
-        if rng.random() < 0.2:
+        to: dict[str, Any] = {"user": f"u{rng.choice((0, 0, 0, 0, 1, 2, 3))}"}  # one of them gets too much
+        body: dict[str, Any] = {"type": rng.choice(TYPES), "data": {"n": self._number, "k": rng.choice("AAB")}}
+        if burst is not None:  # too much of one thing for one user
+            to, body["type"] = {"user": "u0"}, burst
+        if rng.random() < 0.1:
+            body["once"] = rng.choice(("hello", "bye"))
+        if rng.random() < 0.2 and burst is None:
             to = {"email": f"somebody{rng.randrange(30)}@example.com"}
-            body = {"content": {"subject": "Hi", "text": "Hello"}}
+            body = {"content": {"subject": "Hi", "text": "Hello"}, **({"once": body["once"]} if "once" in body else {})}
             if rng.random() < 0.2:
                 to = {"email": rng.choice(("deliver", "bounce", "defer", "fail")) + "@simulator.test"}
         if rng.random() < 0.15:
@@ -533,6 +562,30 @@ class People:
                 asked.answered = answer.id
             elif answer.status == 422:
                 asked.refused = True
+
+    async def _broadcast(self) -> None:
+        """Tell everybody of a project, once; and perhaps steer it afterwards. Whether a lost answer was a yes is found
+        in the tables."""
+        left = [project for project in self._world.projects if project not in self._world.broadcasts]
+        if not left:
+            return
+        project = self._rng.choice(left)
+        self._world.broadcasts.add(project)
+        api = self._rng.choice(self.apis)
+        rate = self._rng.choice((None, None, 2.0))
+        request = msgspec.convert({"to": {"user": ""}, "type": "mail", "data": {"n": 0, "k": "A"}}, Request)
+        ask = broadcasts.Ask(request, Sources(all=True), rate=rate)
+        with contextlib.suppress(Exception):  # unanswered
+            made = await api.call(api.broadcast(self.caller(project), ask))
+            if self._rng.random() < 0.4:
+                await asyncio.sleep(self._rng.uniform(0.0, 2.0))
+                cancel = self._rng.random() < 0.5
+                await api.call(api.steer(self.caller(project), made, "cancel" if cancel else "pause"))
+                while not cancel:
+                    await asyncio.sleep(self._rng.uniform(0.5, 3.0))
+                    with contextlib.suppress(Exception):
+                        await self._rng.choice(self.apis).call(api.steer(self.caller(project), made, "resume"))
+                        break
 
     async def _cancel(self) -> None:
         known = [a for a in self._world.asked if a.answered]
@@ -638,6 +691,20 @@ async def settle_in(world: World, database: Database) -> None:
                 ("all", {}),
                 ("mail", {"steps": [{"send": ["email"]}], "expires_after": "60s"}),
                 ("once", {"guarantee": "at_most_once", "steps": [{"send": ["email", "webhook"]}]}),
+                (
+                    "steps",
+                    {"steps": [{"send": ["in_app"]}, {"wait": "3s", "unless": "read"}, {"send": ["email"]}]},
+                ),
+                (
+                    "chain",
+                    {"steps": [{"first": ["email", "webhook"], "within": "4s"}, {"send": ["in_app"]}]},
+                ),
+                ("digest", {"steps": [{"send": ["email"]}], "digest": {"window": "6s", "key": "k"}}),
+                ("capped", {"steps": [{"send": ["email"]}], "limits": [{"max": CAP, "window": "1h"}]}),
+                (
+                    "spaced",
+                    {"steps": [{"send": ["email"]}], "limits": [{"max": 1, "window": "4s", "then": "defer"}]},
+                ),
             ):
                 raw = {"category": "general", "template": "t", **more}
                 await put_type(conn, actor, key, parse_definition(key, raw, timedelta(days=30)))

@@ -147,7 +147,7 @@ def test_tokens_are_bounded_and_forgotten(steps: list[tuple[float, int, int]], r
             last_lease = now
         assert gate.budget(now) <= most
         gate.start(min(used, gate.budget(now)))
-        assert gate.tokens >= 0
+        assert gate.purse.tokens >= 0
     assert gate.budget(now + TOKEN_TTL + 0.01) == 0
 
 

@@ -14,7 +14,7 @@ from tidings import ids
 from tidings.directory.catalog import Account
 from tidings.engine.jobs import Job
 from tidings.flow.load import Delivery
-from tidings.flow.settle import POLICIES, Ended, Policy, Settlement, decide_settlement
+from tidings.flow.settlement import POLICIES, Ended, Policy, Settlement, decide_settlement
 from tidings.model.messages import (
     Deferred,
     InApp,

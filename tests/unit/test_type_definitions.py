@@ -6,6 +6,7 @@ import time
 from datetime import timedelta
 from typing import Any
 
+import msgspec
 import pytest
 
 from tidings.directory.types import compile_schema, parse_definition
@@ -31,6 +32,36 @@ def test_a_critical_type_has_leave() -> None:
     assert parse_definition("w", {"category": "general", "priority": "critical"}, RETENTION).critical
 
 
+def test_rules_are_kept_in_their_normal_form() -> None:
+    definition = parse_definition(
+        "w",
+        {
+            "category": "general",
+            "steps": [
+                {"send": ["push"]},
+                {"wait": "600s", "unless": "seen"},
+                {"if": {"data": "urgent", "is": True}, "then": [{"first": ["sms", "email"], "within": "300s"}]},
+            ],
+            "digest": {"window": "900s", "key": "order"},
+            "limits": [{"max": 3, "window": "24h", "then": "digest"}],
+            "quiet": "digest",
+            "preferences": {"sms": False},
+            "send_time": {"within": "12h"},
+        },
+        RETENTION,
+    )
+    assert definition.steps[1] == {"wait": "10m", "unless": ["seen"]}
+    assert definition.steps[2]["then"] == [{"first": ["sms", "email"], "within": "5m", "otherwise": "stop"}]
+    assert definition.digest is not None
+    assert (definition.digest.window, definition.digest.key) == ("15m", "order")
+    [limit] = definition.limits
+    assert (limit.max, limit.window, limit.then) == (3, "1d", "digest")
+    assert (definition.quiet, definition.preferences) == ("digest", {"sms": False})
+    assert definition.send_time is not None
+    again = parse_definition("w", {"category": "general", **msgspec.to_builtins(definition)}, RETENTION)
+    assert again == definition, "what is shown may be put again"
+
+
 def test_durations_have_one_form() -> None:
     assert parse_definition("w", {"category": "general", "expires_after": "48h"}, RETENTION).expires_after == "2d"
 
@@ -38,17 +69,26 @@ def test_durations_have_one_form() -> None:
 @pytest.mark.parametrize(
     ("raw", "pointer", "says"),
     [
-        ({"digest": {"window": "15m"}}, "/digest", "`digest` is not supported by this version of Tidings"),
-        ({"limits": []}, "/limits", "`limits` is not supported by this version of Tidings"),
-        ({"steps": [{"wait": "10m", "unless": "seen"}]}, "/steps/0/wait", "`wait` is not supported"),
-        ({"steps": [{"send": ["email"]}, {"first": ["sms"]}]}, "/steps/1/first", "`first` is not supported"),
-        ({"steps": [{"delay": "1m"}]}, "/steps/0/delay", "`delay` is not supported"),
-        ({"steps": [{"if": "x", "send": ["email"]}]}, "/steps/0/if", "`if` is not supported"),
-        ({"steps": [{"sned": ["email"]}]}, "/steps/0/sned", "not known"),
+        ({"digest": {"window": "15x"}}, "/digest/window", "a duration such as"),
+        ({"limits": [{"max": 0, "window": "1d"}]}, "/limits/0/max", "1"),
+        ({"quiet": "sleep"}, "/quiet", "must be one of wait, digest, ignore"),
+        ({"preferences": {"pigeon": True}}, "/preferences/pigeon", "must be one of email, sms"),
+        ({"preferences": {"sms": "no"}}, "/preferences/sms", "must be true or false"),
+        ({"preferences": [True]}, "/preferences", "must be an object"),
+        ({"send_time": {"within": "soon"}}, "/send_time/within", "duration"),
+        ({"steps": [{"wait": "10m"}]}, "/steps/0/unless", "write `delay`"),
+        ({"steps": [{"wait": "10m", "unless": "forgotten"}]}, "/steps/0/unless", "must be one of delivered, seen"),
+        ({"steps": [{"send": ["email"]}, {"first": ["sms", "owl"]}]}, "/steps/1/first/1", "must be one of"),
+        ({"steps": [{"delay": "90d"}]}, "/steps/0/delay", "to 89d"),
+        ({"steps": [{"if": {"data": "a", "is": 1}}]}, "/steps/0", "`then` or `else`"),
+        ({"steps": [{"if": {"data": "a", "is": 1}, "send": ["email"]}]}, "/steps/0", "exactly one"),
+        ({"steps": [{"sned": ["email"]}]}, "/steps/0", "exactly one"),
+        ({"steps": [{"send": ["email"], "within": "1m"}]}, "/steps/0/within", "not known"),
+        ({"steps": [{"throttle": {"max": 0, "window": "1h"}}]}, "/steps/0/throttle/max", "from 1"),
         ({"steps": [{"send": ["push", "pigeon"]}]}, "/steps/0/send/1", "must be one of email, sms, push, in_app, web"),
         ({"steps": [{"send": ["email", "email"]}]}, "/steps/0/send/1", "named twice"),
         ({"steps": [{"send": []}]}, "/steps/0/send", "one or more"),
-        ({"steps": [{}]}, "/steps/0", "must be an object"),
+        ({"steps": [{}]}, "/steps/0", "exactly one"),
         ({"steps": ["email"]}, "/steps/0", "must be an object"),
         ({"steps": [{"send": ["email"]}] * 21}, "/steps", "more than 20"),
         ({"expires_after": "soon"}, "/expires_after", "is not a duration"),
@@ -65,7 +105,7 @@ def test_what_is_refused(raw: dict[str, Any], pointer: str, says: str) -> None:
 
 
 def test_all_faults_are_told_at_once() -> None:
-    assert set(refused(digest={}, priority="x", steps=[{"first": []}], expires_after="x")) == {
+    assert set(refused(digest=[], priority="x", steps=[{"first": []}], expires_after="x")) == {
         "/digest",
         "/priority",
         "/steps/0/first",

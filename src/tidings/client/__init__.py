@@ -7,8 +7,8 @@
         print(tidings.get(accepted.id).status)
 
 This room knows the HTTP API and nothing else: it imports no other room, so what holds for it holds for every caller.
-Reading order: `requests` (what can be asked, once for both clients), `answers` (what comes back), `errors`,
-`attempts` (when to try again), `clients` (the two that do I/O).
+Reading order: `requests` and `broadcasts` (what can be asked, once for both clients), `answers` (what comes back),
+`errors`, `attempts` (when to try again), `clients` (the two that do I/O).
 """
 
 from tidings.client.answers import (
@@ -18,14 +18,18 @@ from tidings.client.answers import (
     ApiKey,
     AuditEntry,
     Blob,
+    Broadcast,
     Cancelled,
     Category,
     CreatedKey,
     DeadLetter,
     Delivery,
+    Estimate,
     FieldError,
+    Imported,
     InboxAction,
     InboxItem,
+    LineError,
     Notification,
     NotificationSummary,
     NotificationType,
@@ -41,6 +45,7 @@ from tidings.client.answers import (
     UserToken,
 )
 from tidings.client.attempts import Retries
+from tidings.client.broadcasts import AudienceRequest
 from tidings.client.clients import AsyncClient, Client
 from tidings.client.errors import (
     BatchInterrupted,
@@ -76,9 +81,11 @@ __all__ = [
     "ApiKey",
     "AsyncClient",
     "Attachment",
+    "AudienceRequest",
     "AuditEntry",
     "BatchInterrupted",
     "Blob",
+    "Broadcast",
     "Cancelled",
     "Category",
     "ChannelName",
@@ -87,14 +94,17 @@ __all__ = [
     "CreatedKey",
     "DeadLetter",
     "Delivery",
+    "Estimate",
     "FieldError",
     "Forbidden",
     "GuaranteeName",
     "IdempotencyBusy",
     "IdempotencyMismatch",
+    "Imported",
     "InboxAction",
     "InboxItem",
     "Invalid",
+    "LineError",
     "NotFound",
     "Notification",
     "NotificationRequest",

@@ -315,6 +315,8 @@ class ApiKey(Answer, frozen=True, kw_only=True):
     name: str = ""
     scopes: list[str] = []
     test: bool = False
+    rate: int | None = None
+    """Requests per minute; None: as the server's operator says."""
     expires_at: datetime | None = None
     revoked_at: datetime | None = None
     created_at: datetime | None = None
@@ -341,6 +343,62 @@ class AuditEntry(Answer, frozen=True, kw_only=True):
     key_id: str | None = None
     before: Any = None
     after: Any = None
+
+
+# ---------------------------------------------------------------- many at once
+
+
+class Broadcast(Answer, frozen=True, kw_only=True):
+    """One request for many, and how far it is."""
+
+    id: str
+    status: str
+    """`scheduled`, `running`, `paused`, `done` or `cancelled`."""
+    type: str = ""
+    type_version: int | None = None
+    to: dict[str, Any] = {}
+    exclude: dict[str, Any] = {}
+    estimated: int = 0
+    """Users when it was made."""
+    expanded: int = 0
+    """Users whose notification has been made."""
+    priority: str = "medium"
+    channels: list[str] | None = None
+    locale: str | None = None
+    metadata: dict[str, str] = {}
+    once: str | None = None
+    rate: float | None = None
+    send_at: datetime | None = None
+    local_time: str | None = None
+    expires_at: datetime | None = None
+    test: bool = False
+    created_at: datetime | None = None
+    ended_at: datetime | None = None
+    cancelled_at: datetime | None = None
+
+
+class Estimate(Answer, frozen=True, kw_only=True):
+    """How many users a broadcast would reach, and some of them."""
+
+    count: int
+    sample: list[str] = []
+
+
+class LineError(Answer, frozen=True, kw_only=True):
+    """What is wrong with a line of a file."""
+
+    line: int
+    detail: str
+    pointer: str | None = None
+
+
+class Imported(Answer, frozen=True, kw_only=True):
+    """What became of a file of users."""
+
+    imported: int
+    changed: int = 0
+    failed: int = 0
+    errors: list[LineError] = []
 
 
 # ---------------------------------------------------------------- operations

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import httpx
 import msgspec
 
-from tidings.client import requests
+from tidings.client import broadcasts, requests
 from tidings.client.answers import Accepted, Problem
 from tidings.client.attempts import Patience, Retries, parse_retry_after
 from tidings.client.errors import (
@@ -248,6 +248,17 @@ class _Users(_Sync):
     put_addresses = Blocking(requests.put_addresses)
     inbox = BlockingPages(requests.list_inbox)
     create_token = Blocking(requests.create_token)
+    import_file = Blocking(broadcasts.import_users)
+
+
+class _Broadcasts(_Sync):
+    create = Blocking(broadcasts.create)
+    estimate = Blocking(broadcasts.estimate)
+    get = Blocking(broadcasts.get)
+    list = BlockingPages(broadcasts.list_broadcasts)
+    pause = Blocking(broadcasts.pause)
+    resume = Blocking(broadcasts.resume)
+    cancel = Blocking(broadcasts.cancel)
 
 
 class _Categories(_Sync):
@@ -331,6 +342,7 @@ class Client(_Sync):
         self._http = httpx.Client(headers=self._at.headers, trust_env=self._at.trust_env, transport=transport)
         self.blobs = _Blobs(self)
         self.users = _Users(self)
+        self.broadcasts = _Broadcasts(self)
         self.categories = _Categories(self)
         self.types = _Types(self)
         self.templates = _Templates(self)
@@ -433,6 +445,17 @@ class _AsyncUsers(_Async):
     put_addresses = Awaited(requests.put_addresses)
     inbox = AwaitedPages(requests.list_inbox)
     create_token = Awaited(requests.create_token)
+    import_file = Awaited(broadcasts.import_users)
+
+
+class _AsyncBroadcasts(_Async):
+    create = Awaited(broadcasts.create)
+    estimate = Awaited(broadcasts.estimate)
+    get = Awaited(broadcasts.get)
+    list = AwaitedPages(broadcasts.list_broadcasts)
+    pause = Awaited(broadcasts.pause)
+    resume = Awaited(broadcasts.resume)
+    cancel = Awaited(broadcasts.cancel)
 
 
 class _AsyncCategories(_Async):
@@ -509,6 +532,7 @@ class AsyncClient(_Async):
         self._http = httpx.AsyncClient(headers=self._at.headers, trust_env=self._at.trust_env, transport=transport)
         self.blobs = _AsyncBlobs(self)
         self.users = _AsyncUsers(self)
+        self.broadcasts = _AsyncBroadcasts(self)
         self.categories = _AsyncCategories(self)
         self.types = _AsyncTypes(self)
         self.templates = _AsyncTemplates(self)

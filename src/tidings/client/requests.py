@@ -92,6 +92,7 @@ class NotificationRequest(TypedDict, total=False):
     options: Mapping[str, Mapping[str, Any]]
     attachments: Sequence[Attachment | Mapping[str, Any]]
     guarantee: GuaranteeName
+    once: str
     idempotency_key: str
 
 
@@ -201,6 +202,7 @@ def send(
     options: Mapping[str, Mapping[str, Any]] | None = None,
     attachments: Sequence[Attachment | Mapping[str, Any]] | None = None,
     guarantee: GuaranteeName | None = None,
+    once: str | None = None,
     idempotency_key: str | None = None,
     traceparent: str | None = None,
 ) -> Call[Accepted]:
@@ -218,6 +220,7 @@ def send(
         options: by channel, for example `{"email": {"cc": ["bob@example.com"], "tags": ["invoice"]}}`.
         attachments: files for e-mails; `content` takes bytes. Large ones are stored before with `blobs.create`.
         guarantee: what to do when nobody knows whether the provider took it; beats the type's.
+        once: at most one notification with this key ever reaches the user or the address, whatever its type.
         idempotency_key: names the operation; the same key never sends twice within 24 hours.
         traceparent: W3C trace context to continue, passed on to the provider.
     """
@@ -235,6 +238,7 @@ def send(
         options=options,
         attachments=attachments,
         guarantee=guarantee,
+        once=once,
     )
     return _post("/api/v1/notifications", Accepted, body, idempotency_key, traceparent)
 
@@ -577,6 +581,7 @@ def create_key(
     name: str,
     scopes: Sequence[ScopeName],
     test: bool | None = None,
+    rate: int | None = None,
     expires_at: datetime | str | None = None,
     idempotency_key: str | None = None,
 ) -> Call[CreatedKey]:
@@ -584,7 +589,7 @@ def create_key(
 
     If the answer got lost and a retry finds the key made already, its text is gone: `key` is None; revoke it.
     """
-    body = _given(name=name, scopes=scopes, test=test, expires_at=expires_at)
+    body = _given(name=name, scopes=scopes, test=test, rate=rate, expires_at=expires_at)
     return _post(_path("keys"), CreatedKey, body, idempotency_key)
 
 

@@ -26,7 +26,8 @@ WORDING_MAX: Final = 4_000
 USER_AGENT_MAX: Final = 500
 
 Who: TypeAlias = Literal["user", "key", "system", "import"]
-Where: TypeAlias = Literal["page", "one_click", "api", "inbox", "sms", "import"]
+Where: TypeAlias = Literal["page", "one_click", "api", "inbox", "sms", "receipt", "import"]
+"""`receipt`: the vendor told us, of a complaint or of its own unsubscribe link."""
 
 
 class Origin(msgspec.Struct, frozen=True):

@@ -52,7 +52,9 @@ async def begin_erasure(
     project_id = actor.project_id
     row = await conn.fetchrow(_PUT_ERASURE, project_id, user_id, suppressions, now, again_after)
     assert row is not None  # it returns what it wrote
-    addresses = {(found["channel"], found["value"]) for found in await conn.fetch(_LIST_ADDRESSES_OF, project_id, user_id)}
+    addresses = {
+        (found["channel"], found["value"]) for found in await conn.fetch(_LIST_ADDRESSES_OF, project_id, user_id)
+    }
     await forget_user(conn, project_id, user_id)
     await conn.execute(_REDACT_AUDIT, project_id, user_id)
     # The id has to stay: it is the proof that whoever asked was erased.

@@ -60,14 +60,14 @@ LAWS: Final[dict[str, Law]] = {
             "US",
             "47 CFR 64.1200(c)(1)",
             (Hours("21:00", "08:00"),),
-            "https://www.ecfr.gov/current/title-47/section-64.1200",
+            "https://www.nwdebtresolution.com/post/telephone-consumer-protection-act-call-time-restrictions",
             True,
         ),
         Law(
             "US-CT",
             "Conn. Gen. Stat. 42-288a",
             (Hours("20:00", "09:00"),),
-            "https://www.cga.ct.gov/current/pub/chap_743m.htm#sec_42-288a",
+            _STATES_TABLE,
             False,
         ),
         Law(
@@ -145,7 +145,7 @@ LAWS: Final[dict[str, Law]] = {
             "US-OR",
             "ORS 646.569 as amended by HB 3865 (2025)",
             (Hours("20:00", "08:00"),),
-            "https://www.jdsupra.com/legalnews/oregon-passes-new-telephone-8210765",
+            "https://production.jdsupra.com/legalnews/oregon-passes-new-telephone-8210765",
             False,
         ),
         Law(
@@ -158,7 +158,7 @@ LAWS: Final[dict[str, Law]] = {
                 _SUNDAY,
                 Hours("00:00", "09:00", ("mon",)),
             ),
-            "http://webserver.rilin.state.ri.us/Statutes/TITLE5/5-61/5-61-3.6.HTM",
+            "https://instalawyer.io/laws/rhode-island-general-laws/section-5-61-2-definitions",
             True,
         ),
         Law(
@@ -187,19 +187,21 @@ LAWS: Final[dict[str, Law]] = {
             True,
         ),
         Law(
-            # Operators' rule; 22:00, 20:30 and 20:00 are told, and 08:00 and 08:30. The strictest stands here.
+            # Operators differ: 22:00 (https://developers.brevo.com/reference/sendtransacsms), 20:30 and 20:00 are told,
+            # and 08:00 and 08:30. The strictest stands here.
             "FR",
             "French operators' rule for marketing texts",
             (Hours("20:00", "08:30"), _SUNDAY),
-            "https://developers.brevo.com/reference/sendtransacsms",
+            "https://github.com/element-hq/element-web/issues/7672",
             False,
         ),
         Law(
-            # 09:00 is told by some, 10:00 by others. The stricter stands here.
+            # 10:00 since October 2025; 09:00 is still told by some.
             "IN",
             "TRAI, TCCCPR 2018, promotional messages",
             (Hours("21:00", "10:00"),),
-            "https://trai.gov.in/sites/default/files/RegulationUcc19072018.pdf",
+            "https://crm.smsgatewayhub.com/knowledge-base/article/"
+            "important-update-new-service-explicit-message-restriction-time-10-am-to-9-pm",
             False,
         ),
     )

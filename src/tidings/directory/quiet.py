@@ -12,7 +12,7 @@ end the second one.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from functools import lru_cache
 from typing import Any, Final, NamedTuple, TypeGuard
@@ -428,7 +428,7 @@ def decide_send_time(
     now = now.astimezone(UTC)
     latest = now + parse_duration(rule.within)
     if len(hours) == HOURS and sum(hours) >= rule.at_least:
-        found = _choose(((_next(time(hour), tz, now), _weigh(hours, hour)) for hour in range(HOURS)), latest)
+        found = _choose(hours, tz, now, latest)
         if found is None or found <= now:
             return None
         at = found.astimezone(tz)
@@ -448,10 +448,14 @@ def _weigh(hours: Sequence[int], hour: int) -> int:
     return 2 * hours[hour] + hours[hour - 1] + hours[(hour + 1) % HOURS]
 
 
-def _choose(moments: Iterable[tuple[datetime, int]], latest: datetime) -> datetime | None:
-    """The moment of the greatest weight that is not too late; the first of several."""
-    in_time = [(-weight, moment) for moment, weight in moments if moment <= latest and weight]
-    return min(in_time)[1] if in_time else None
+def _choose(hours: Sequence[int], zone: ZoneInfo, now: datetime, latest: datetime) -> datetime | None:
+    """When the hour of the greatest weight that is not too late begins; of several, the first to come."""
+    weights = [_weigh(hours, hour) for hour in range(HOURS)]
+    for weight in sorted({*weights} - {0}, reverse=True):
+        moments = [_next(time(hour), zone, now) for hour in range(HOURS) if weights[hour] == weight]
+        if (first := min(moments)) <= latest:
+            return first
+    return None
 
 
 def _next(at: time, zone: ZoneInfo, now: datetime) -> datetime:

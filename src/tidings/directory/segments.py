@@ -100,32 +100,40 @@ _COMPARISONS_OF_TEXT: Final[Mapping[str, str]] = {
 }
 _COLUMNS: Final = {name: f"u.{name}" for name in COLUMNS}
 _LAST: Final = {"opened": "e.last_opened_at", "clicked": "e.last_clicked_at"}
+_FENCE: Final = "OFFSET 0"
+"""Keeps the planner from turning a look-up inside out."""
 _KINDS: Final = {str: "string", int: "number", float: "number", bool: "boolean"}
 
 
 def to_where(
-    condition: Mapping[str, Any], first_parameter: int, *, now: datetime | None = None
+    condition: Mapping[str, Any], first_parameter: int, *, now: datetime | None = None, whole: bool = False
 ) -> tuple[str, list[Any]]:
     """The condition as a piece of SQL for the table `app_user AS u`, and the values of its parameters.
 
-    Put it in parentheses beside what binds the project. It is true for members, and false or NULL for all others.
+    Put it in parentheses beside what binds the project. It is true for members, and false for all others.
 
     Args:
         condition: in its normal form.
         first_parameter: number of the first parameter that is free, such as 3 for `$3`.
         now: what relative times are relative to; None: the database's now.
+        whole: the statement looks at all users of a project, and is about those for whom this is true; it may be NULL
+            for others. Then the planner may read all members of a topic first. Otherwise it must not, be the topic ever
+            so large: each user who is looked at is looked up.
 
     Raises:
         LookupError: it asks about what no segment can know, or is of a newer Tidings.
     """
-    pieces = _Pieces(first_parameter, now)
-    return pieces.to_sql(condition), pieces.values
+    pieces = _Pieces(first_parameter, now, fence="" if whole else _FENCE)
+    where = pieces.to_sql(condition)
+    # NULL where there is no such value; said here, so that nobody who writes NOT before it loses users.
+    return where if whole else f"({where}) IS TRUE", pieces.values
 
 
 class _Pieces:
     """Puts pieces of SQL together, and keeps the values that their parameters stand for."""
 
-    def __init__(self, first_parameter: int, now: datetime | None) -> None:
+    def __init__(self, first_parameter: int, now: datetime | None, *, fence: str = _FENCE) -> None:
+        self._fence = fence
         self.values: list[Any] = []
         self._first = first_parameter
         self._now_value = now
@@ -174,7 +182,8 @@ class _Pieces:
                 }
             case {"topic": pattern}:
                 asked = parse_pattern(pattern)
-                return _queries.in_topic % {name: self._bind(value) for name, value in asked._asdict().items()}
+                bound = {name: self._bind(value) for name, value in asked._asdict().items()}
+                return _queries.in_topic % {**bound, "fence": self._fence}
             case _:
                 raise LookupError(f"no segment can ask for {sorted(condition)}")
 
@@ -225,6 +234,7 @@ class _Pieces:
             "channel": self._bind(Channel[channel].value if channel else None),
             "within": self._bind(None if within == EVER else parse_duration(within)),
             "now": self._now(),
+            "fence": self._fence,
         }
 
 
@@ -366,7 +376,7 @@ async def count_members(
     Raises:
         Unavailable: that takes longer than `COUNT_TIMEOUT`.
     """
-    where, values = to_where(condition, 2, now=now)
+    where, values = to_where(condition, 2, now=now, whole=True)
     statement = _COUNT_MEMBERS % {"where": where}
 
     async def work(conn: Connection) -> int:

@@ -110,12 +110,13 @@ starts_with(%(column)s, %(given)s::text)
 %(column)s > %(limit)s
 
 -- name: was_active
--- `last` is one of the two columns; no channel means any, no duration means ever.
+-- `last` is one of the two columns; no channel means any, no duration means ever. `fence`: see `to_where`.
 EXISTS (
     SELECT FROM user_engagement AS e
     WHERE e.project_id = u.project_id AND e.user_id = u.id
       AND (%(channel)s::smallint IS NULL OR e.channel = %(channel)s)
       AND %(last)s >= coalesce(coalesce(%(now)s::timestamptz, now()) - %(within)s::interval, '-infinity')
+    %(fence)s
 )
 
 -- name: said_of_category
@@ -141,6 +142,7 @@ EXISTS (
     WHERE m.project_id = u.project_id AND m.user_id = u.id COLLATE "C"
       AND m.topic_key >= %(low)s::text AND m.topic_key < %(high)s::text
       AND (m.topic_key = %(low)s OR m.topic_key >= %(below)s::text)
+    %(fence)s
 )
 
 -- name: is_not_so

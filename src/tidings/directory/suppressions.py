@@ -6,6 +6,7 @@ and lifted. A stream is a part of a channel: everything (''), one category (its 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
@@ -24,6 +25,8 @@ _LIST_SUPPRESSIONS: Final = _queries.list_suppressions
 _PUT_SUPPRESSION: Final = _queries.put_suppression
 _LOAD_SUPPRESSION: Final = _queries.load_suppression
 _DELETE_SUPPRESSION: Final = _queries.delete_suppression
+_LIST_OPT_OUTS: Final = _queries.list_opt_outs
+_LIFT_OPT_OUT: Final = _queries.lift_opt_out
 
 BY_HAND: Final = "manual"
 """The reason of what somebody suppressed over the API."""
@@ -101,6 +104,25 @@ async def delete_suppression(conn: Connection, actor: Actor, channel: Channel, a
         Invalid: it is no address of the channel.
     """
     row = await conn.fetchrow(_DELETE_SUPPRESSION, actor.project_id, channel, parse_address(channel, address), stream)
+    if row is None:
+        return False
+    lifted = _to_suppression(row)
+    await apply_audit(conn, actor, "suppression.delete", _object(lifted), before=lifted)
+    return True
+
+
+async def list_opt_outs(
+    db: Database | Connection, project_id: int, addresses: Sequence[tuple[Channel, str]]
+) -> set[tuple[Channel, str]]:
+    """The streams, by channel, that somebody at one of these addresses left themselves."""
+    channels, texts = [int(channel) for channel, _ in addresses], [text for _, text in addresses]
+    rows = await db.fetch(_LIST_OPT_OUTS, project_id, channels, texts)
+    return {(Channel(row["channel"]), row["stream"]) for row in rows}
+
+
+async def lift_opt_out(conn: Connection, actor: Actor, channel: Channel, address: str, stream: str) -> bool:
+    """Let a stream reach an address again that left it; not if that bounced or complained. False: it had not left."""
+    row = await conn.fetchrow(_LIFT_OPT_OUT, actor.project_id, channel, address, stream)
     if row is None:
         return False
     lifted = _to_suppression(row)

@@ -21,3 +21,14 @@ WHERE project_id = $1 AND channel = $2 AND address = $3 AND stream = $4;
 -- name: delete_suppression
 DELETE FROM suppression WHERE project_id = $1 AND channel = $2 AND address = $3 AND stream = $4
 RETURNING channel, address, stream, reason, note, delivery_id, created_at;
+
+-- name: list_opt_outs
+SELECT s.channel, s.stream FROM unnest($2::smallint[], $3::text[]) AS x (channel, address)
+CROSS JOIN LATERAL (
+    SELECT s.channel, s.stream FROM suppression s
+    WHERE s.project_id = $1 AND s.channel = x.channel AND s.address = x.address AND s.reason = 'opted_out' OFFSET 0) s;
+
+-- name: lift_opt_out
+-- What bounced or complained stays.
+DELETE FROM suppression WHERE project_id = $1 AND channel = $2 AND address = $3 AND stream = $4 AND reason = 'opted_out'
+RETURNING channel, address, stream, reason, note, delivery_id, created_at;

@@ -187,24 +187,26 @@ async def load_page(
         others: only these.
     """
     plan = await plan_audience(conn, project_id, audience)
-    to = audience.to
+    to, window = audience.to, WINDOW
     if plan.walks:
         one_zone = zones is not None and len(zones) == 1
-        args = [*_wanted(project_id, audience, None if one_zone else zones, others), *_meant(to), cursor, WINDOW, limit]
+        args = [*_wanted(project_id, audience, None if one_zone else zones, others), *_meant(to), cursor, window, limit]
         if one_zone:
             args += zones or ()
         statement, more = _complete(SQL.page_zone if one_zone else SQL.page_all, audience, len(args) + 1)
     else:
         begin = bisect_right(to.users, cursor)
-        users = to.users[begin : begin + WINDOW]
-        args = [*_wanted(project_id, audience, zones, others), users, plan.topics, cursor, WINDOW, limit]
+        if not audience.exclude and zones is None and others is None:
+            window = limit  # they are all meant
+        users = to.users[begin : begin + window]
+        args = [*_wanted(project_id, audience, zones, others), users, plan.topics, cursor, window, limit]
         statement, more = _complete(SQL.page_named, audience, len(args) + 1)
     row = await conn.fetchrow(statement, *args, *more)
     assert row is not None  # an aggregate
     ids: list[str] = row["ids"]
     if len(ids) == limit:
         return Page(ids, ids[-1], False)
-    return Page(ids, row["last"] or cursor, row["looked_at"] < WINDOW)
+    return Page(ids, row["last"] or cursor, row["looked_at"] < window)
 
 
 async def count_audience(

@@ -24,30 +24,33 @@ ORDER BY key LIMIT $5;
 -- will have told: the zones that had one (NULL: this is not about them), since when, and the key that who was told has.
 
 -- name: wanted
--- In the right time zone and not left out. A list of users is looked up as a hash table, which `= ANY` is not.
+-- In the right time zone and not left out. A list of users is looked up as a hash table, which `= ANY` is not; but of
+-- NOT EXISTS a hash table might be made, too, of all that a project has there: LIMIT 1 keeps it to a look for each user.
 -- any project: part of a statement
     ($2::text[] IS NULL OR coalesce(u.time_zone, '') = ANY ($2))
     AND (cardinality($3::text[]) = 0 OR u.id NOT IN (SELECT x FROM unnest($3::text[]) AS x (x)))
-    AND (cardinality($4::text[]) = 0 OR NOT EXISTS (
-        SELECT FROM topic_member m CROSS JOIN unnest($4::text[], $5::text[], $6::text[]) AS r (low, high, below)
+    AND (cardinality($4::text[]) = 0 OR (
+        SELECT true FROM topic_member m CROSS JOIN unnest($4::text[], $5::text[], $6::text[]) AS r (low, high, below)
         WHERE m.project_id = $1 AND m.user_id = u.id COLLATE "C"
-          AND m.topic_key >= r.low AND m.topic_key < r.high AND (m.topic_key = r.low OR m.topic_key >= r.below)))
+          AND m.topic_key >= r.low AND m.topic_key < r.high AND (m.topic_key = r.low OR m.topic_key >= r.below)
+        LIMIT 1) IS NULL)
     AND ($7::text[] IS NULL OR (
         (coalesce(u.time_zone, '') <> ALL ($7) OR u.updated_at >= $8::timestamptz)
-        AND NOT EXISTS (
-            SELECT FROM send_once s
-            WHERE s.project_id = $1 AND s.target = 'u:' || u.id AND s.key = $9::text)))
-    AND NOT ({excluded})
+        AND (
+            SELECT true FROM send_once s
+            WHERE s.project_id = $1 AND s.target = 'u:' || u.id AND s.key = $9::text LIMIT 1) IS NULL))
+    AND ({excluded}) IS NOT TRUE
 
 -- name: meant
 -- In one of the sources, for whoever comes from a walk through all users: $10 all are, $11 users, $12 to $14 topics.
 -- any project: part of a statement
     ($10::bool
      OR (cardinality($11::text[]) > 0 AND u.id IN (SELECT x FROM unnest($11::text[]) AS x (x)))
-     OR (cardinality($12::text[]) > 0 AND EXISTS (
-        SELECT FROM topic_member m CROSS JOIN unnest($12::text[], $13::text[], $14::text[]) AS r (low, high, below)
+     OR (cardinality($12::text[]) > 0 AND (
+        SELECT true FROM topic_member m CROSS JOIN unnest($12::text[], $13::text[], $14::text[]) AS r (low, high, below)
         WHERE m.project_id = $1 AND m.user_id = u.id COLLATE "C"
-          AND m.topic_key >= r.low AND m.topic_key < r.high AND (m.topic_key = r.low OR m.topic_key >= r.below)))
+          AND m.topic_key >= r.low AND m.topic_key < r.high AND (m.topic_key = r.low OR m.topic_key >= r.below)
+        LIMIT 1))
      OR {included})
 
 -- name: page_named
@@ -74,32 +77,45 @@ SELECT ARRAY(SELECT id FROM chosen ORDER BY id) AS ids, (SELECT count(*) FROM ca
        (SELECT max(id) FROM candidate) AS last;
 
 -- name: page_all
--- The same, walking through the project's users: after $15, at most $17 of the next $16.
-WITH candidate AS MATERIALIZED (
-    SELECT * FROM app_user u
-    WHERE u.project_id = $1 AND u.id COLLATE "C" > $15::text
-    ORDER BY u.id COLLATE "C" LIMIT $16
-), chosen AS MATERIALIZED (
-    SELECT u.id COLLATE "C" AS id FROM candidate u
+-- The same, walking through the project's users: after $15, at most $17 of the next $16. The walk stops at the last of
+-- them; only where there are fewer is the rest looked at once more, to say where it ended.
+WITH chosen AS MATERIALIZED (
+    SELECT u.id COLLATE "C" AS id
+    FROM (
+        SELECT * FROM app_user u
+        WHERE u.project_id = $1 AND u.id COLLATE "C" > $15::text
+        ORDER BY u.id COLLATE "C" LIMIT $16) u
     WHERE {meant} AND {wanted}
-    ORDER BY 1 LIMIT $17
+    ORDER BY u.id COLLATE "C" LIMIT $17
 )
-SELECT ARRAY(SELECT id FROM chosen ORDER BY id) AS ids, (SELECT count(*) FROM candidate)::int AS looked_at,
-       (SELECT max(id COLLATE "C") FROM candidate) AS last;
+SELECT c.ids, w.looked_at, w.last
+FROM (SELECT ARRAY(SELECT id FROM chosen) AS ids) c
+CROSS JOIN LATERAL (
+    SELECT count(*)::int AS looked_at, max(id) AS last FROM (
+        SELECT u.id COLLATE "C" AS id FROM app_user u
+        WHERE u.project_id = $1 AND u.id COLLATE "C" > $15::text
+        ORDER BY u.id COLLATE "C" LIMIT CASE WHEN cardinality(c.ids) < $17 THEN $16 ELSE 0 END) w
+) w;
 
 -- name: page_zone
 -- The same, walking through the users of the time zone $18.
-WITH candidate AS MATERIALIZED (
-    SELECT * FROM app_user u
-    WHERE u.project_id = $1 AND coalesce(u.time_zone, '') = $18::text AND u.id COLLATE "C" > $15::text
-    ORDER BY u.id COLLATE "C" LIMIT $16
-), chosen AS MATERIALIZED (
-    SELECT u.id COLLATE "C" AS id FROM candidate u
+WITH chosen AS MATERIALIZED (
+    SELECT u.id COLLATE "C" AS id
+    FROM (
+        SELECT * FROM app_user u
+        WHERE u.project_id = $1 AND coalesce(u.time_zone, '') = $18::text AND u.id COLLATE "C" > $15::text
+        ORDER BY u.id COLLATE "C" LIMIT $16) u
     WHERE {meant} AND {wanted}
-    ORDER BY 1 LIMIT $17
+    ORDER BY u.id COLLATE "C" LIMIT $17
 )
-SELECT ARRAY(SELECT id FROM chosen ORDER BY id) AS ids, (SELECT count(*) FROM candidate)::int AS looked_at,
-       (SELECT max(id COLLATE "C") FROM candidate) AS last;
+SELECT c.ids, w.looked_at, w.last
+FROM (SELECT ARRAY(SELECT id FROM chosen) AS ids) c
+CROSS JOIN LATERAL (
+    SELECT count(*)::int AS looked_at, max(id) AS last FROM (
+        SELECT u.id COLLATE "C" AS id FROM app_user u
+        WHERE u.project_id = $1 AND coalesce(u.time_zone, '') = $18::text AND u.id COLLATE "C" > $15::text
+        ORDER BY u.id COLLATE "C" LIMIT CASE WHEN cardinality(c.ids) < $17 THEN $16 ELSE 0 END) w
+) w;
 
 -- name: count_named
 -- How many there are of page_named, and $12 of them: always the same ones, in no order.

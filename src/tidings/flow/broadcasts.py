@@ -489,6 +489,7 @@ async def expand_cohorts(
         await conn.execute(
             SQL.advance_cohort,
             row["project_id"],
+            broadcast_id,
             row["id"],
             cursor,
             len(users),

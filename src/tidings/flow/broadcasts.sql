@@ -68,12 +68,10 @@ FROM unnest($1::uuid[], $2::text[]) AS n (id, user_id);
 
 -- name: advance_cohort
 WITH moved AS (
-    UPDATE broadcast_cohort SET after_user = $3, expanded = expanded + $4, ended_at = CASE WHEN $5 THEN $6::timestamptz END
-    WHERE project_id = $1 AND id = $2
-    RETURNING broadcast_id
+    UPDATE broadcast_cohort SET after_user = $4, expanded = expanded + $5, ended_at = CASE WHEN $6 THEN $7::timestamptz END
+    WHERE project_id = $1 AND id = $3
 )
-UPDATE broadcast SET expanded = expanded + $4, status = $7, paced_until = $8
-FROM moved WHERE broadcast.project_id = $1 AND broadcast.id = moved.broadcast_id;
+UPDATE broadcast SET expanded = expanded + $5, status = $8, paced_until = $9 WHERE project_id = $1 AND id = $2;
 
 -- name: end_broadcast
 -- If that was the last cohort.

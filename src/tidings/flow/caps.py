@@ -15,9 +15,9 @@ This room knows counters; it knows no delivery and no step.
 from __future__ import annotations
 
 from bisect import bisect_right, insort
-from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Final, NamedTuple, TypeAlias
 from uuid import UUID
 
@@ -63,53 +63,47 @@ class Cap(NamedTuple):
     """What becomes of one that does not fit."""
 
 
-_known: Final[OrderedDict[tuple[int, int, int], tuple[object, object, tuple[Cap, ...]]]] = OrderedDict()
-
-
 def list_caps(type_: TypeVersion | None, settings: ProjectSettings, priority: Priority) -> tuple[Cap, ...]:
     """The caps of a notification of this type and priority; those that it is exempt from are not among them.
-
-    Remembered for as long as type and settings are the same objects: the catalog hands out the same ones until
-    something changes.
 
     Args:
         type_: None: content without a type; only the project's limits over everything apply.
     """
-    which = id(type_), id(settings), int(priority)
-    known = _known.get(which)
-    if known is not None:
-        _known.move_to_end(which)
-        return known[2]
-    caps = tuple(_list_caps(type_, settings, priority))
-    # With the objects, so that their ids stay theirs.
-    _known[which] = type_, settings, caps
-    if len(_known) > _REMEMBERED:
-        _known.popitem(last=False)
-    return caps
+    critical = priority == Priority.critical
+    if type_ is None:
+        return _list_caps(None, None, critical, False, (), (), settings.limits) if settings.limits else ()
+    if not (type_.limits or type_.rules.limits or settings.limits):
+        return ()
+    return _list_caps(
+        type_.key, type_.category, critical, type_.required, type_.limits, type_.rules.limits, settings.limits
+    )
 
 
-def _list_caps(type_: TypeVersion | None, settings: ProjectSettings, priority: Priority) -> Iterable[Cap]:
-    category = None
-    if type_ is not None:
-        category = type_.category
-        yield from _applying(Level.type, type_.key, type_.limits, type_, priority)
-        yield from _applying(Level.category, category, type_.rules.limits, type_, priority)
-    mine = [limit for limit in settings.limits if limit.category is None or limit.category == category]
-    yield from _applying(Level.project, "-", mine, type_, priority)
-
-
-def _applying(
-    level: Level, scope: str, limits: Iterable[Limit], type_: TypeVersion | None, priority: Priority
-) -> Iterable[Cap]:
-    for limit in limits:
-        if priority == Priority.critical and "critical" in limit.exempt:
-            continue
-        if type_ is not None and type_.required and "required" in limit.exempt:
-            continue
-        window = round(parse_duration(limit.window).total_seconds())
-        channel = None if limit.channel is None else Channel[limit.channel]
-        key = f"{level.value}:{limit.category or scope}:{limit.channel or '-'}:{window}"
-        yield Cap(level, key, limit, window, channel, _ANSWERS[limit.then])
+@lru_cache(maxsize=_REMEMBERED)
+def _list_caps(
+    type_key: str | None,
+    category: str | None,
+    critical: bool,
+    required: bool,
+    of_type: tuple[Limit, ...],
+    of_category: tuple[Limit, ...],
+    of_project: tuple[Limit, ...],
+) -> tuple[Cap, ...]:
+    mine = tuple(limit for limit in of_project if limit.category is None or limit.category == category)
+    caps = []
+    for level, scope, limits in (
+        (Level.type, type_key, of_type),
+        (Level.category, category, of_category),
+        (Level.project, "-", mine),
+    ):
+        for limit in limits:
+            if (critical and "critical" in limit.exempt) or (required and "required" in limit.exempt):
+                continue
+            window = round(parse_duration(limit.window).total_seconds())
+            channel = None if limit.channel is None else Channel[limit.channel]
+            key = f"{level.value}:{limit.category or scope}:{limit.channel or '-'}:{window}"
+            caps.append(Cap(level, key, limit, window, channel, _ANSWERS[limit.then]))
+    return tuple(caps)
 
 
 def to_keys(project_id: int, target: str, caps: Iterable[Cap]) -> list[Key]:

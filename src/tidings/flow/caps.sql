@@ -54,8 +54,11 @@ WITH part AS MATERIALIZED (
     ORDER BY project_id, target, key LIMIT $4
 ), gone AS (
     DELETE FROM cap_counter c WHERE c.ctid = ANY (ARRAY(
-        SELECT c.ctid FROM part p JOIN cap_counter c USING (project_id, target, key)
-        WHERE c.emptied_at <= coalesce($5::timestamptz, now()) FOR UPDATE OF c SKIP LOCKED))
+        SELECT c.ctid FROM part p CROSS JOIN LATERAL (
+            SELECT c.ctid FROM cap_counter c
+            WHERE c.project_id = p.project_id AND c.target = p.target AND c.key = p.key
+              AND c.emptied_at <= coalesce($5::timestamptz, now()) FOR UPDATE SKIP LOCKED OFFSET 0) c
+        WHERE p.emptied_at <= coalesce($5::timestamptz, now())))
     RETURNING 1
 ), last AS (
     SELECT project_id, target, key FROM part ORDER BY project_id DESC, target DESC, key DESC LIMIT 1

@@ -106,7 +106,9 @@ def decide_digest(facts: Facts, rules: Rules) -> Frequency | None:
     What would reach nobody is not gathered: it is refused at once, with its reason.
     """
     type_ = rules.type_
-    if type_ is None or facts.items is not None or facts.cancelled:
+    if type_ is None or facts.items is not None or facts.cancelled or rules.sent_before:
+        return None
+    if facts.expires_at is not None and facts.expires_at <= facts.now:
         return None
     frequency = Frequency.instant
     if facts.user_id is not None and facts.priority != Priority.critical:

@@ -18,7 +18,7 @@ import random
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from itertools import groupby
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
@@ -31,7 +31,7 @@ from tidings.directory.catalog import Catalog, TypeVersion
 from tidings.directory.digests import NO_RULE, DigestRule, decide_close, decide_latest_close, find_value, read_key
 from tidings.engine import jobs as queue
 from tidings.engine.jobs import Job, NewJob
-from tidings.flow.jobs import ALL_CHANNELS, DIGEST, PLAN, digest_job
+from tidings.flow.jobs import ALL_CHANNELS, DIGEST, PLAN, STEP, digest_job
 
 SQL: Final = load_queries(__package__, "digests.sql")
 
@@ -198,7 +198,7 @@ async def close_windows(conn: Connection, jobs: Sequence[Job], now: datetime, ca
     """Make notifications of the windows whose jobs are due; answers with them.
 
     A window that slid on is left for later, and so is one that somebody is just joining. One without an item that is
-    still to be sent goes away, and nothing is sent.
+    still to be sent goes away, and nothing is sent. Items that have expired are planned once more, which says so.
 
     Args:
         jobs: of the kind DIGEST, locked by this transaction.
@@ -220,7 +220,8 @@ async def close_windows(conn: Connection, jobs: Sequence[Job], now: datetime, ca
     ]
     digests: list[Digest] = []
     if due:
-        items = await _load_items(conn, due, windows, now, catalog)
+        items, expired = await _load_items(conn, due, windows, now, catalog)
+        await queue.insert_jobs(conn, expired, now)
         drafts = [_to_draft(job, *items[job.id]) for job in due if job.id in items]
         if drafts:
             await conn.execute(SQL.insert_digests, *(list(column) for column in zip(*drafts, strict=True)), now)
@@ -228,7 +229,7 @@ async def close_windows(conn: Connection, jobs: Sequence[Job], now: datetime, ca
         lanes = {job.id: job.lane for job in due}
         changed += [NewJob(d.id, d.project_id, PLAN, lanes[d.id], d.priority, now) for d in drafts]
         digests = [Digest(d.id, d.project_id, d.items) for d in drafts]
-        await conn.execute(SQL.delete_windows, [job.id for job in due], [job.project_id for job in due])
+        await conn.execute(SQL.delete_windows, [job.id for job in due])
     changed.sort(key=lambda job: job.id.int)
     await queue.reschedule_jobs(conn, changed, now)
     return digests
@@ -262,20 +263,27 @@ _Gathered = tuple[Record, DigestRule, list[Record]]
 
 async def _load_items(
     conn: Connection, due: Sequence[Job], windows: Mapping[UUID, Record], now: datetime, catalog: Catalog
-) -> dict[UUID, _Gathered]:
-    """By window; those without items are missing."""
+) -> tuple[dict[UUID, _Gathered], list[NewJob]]:
+    """By window, those without items are missing; and the jobs for items that have expired."""
     columns = [job.id for job in due], [job.project_id for job in due]
     bounds = await conn.fetchrow(SQL.load_item_bounds, columns[0])
     if bounds is None or bounds["low"] is None:
-        return {}
-    low, high = ids.family_bounds(bounds)
+        return {}, []
+    low, high = ids.family_bounds((bounds["low"], bounds["high"]))
     # That of the newest version whose notifications joined: an edit of the type holds from the next item on.
     versions = await catalog.load_type_versions({(job.project_id, windows[job.id]["type_version_id"]) for job in due})
     rules = {job.id: _rule_of(versions.get(windows[job.id]["type_version_id"])) for job in due}
     rows = await conn.fetch(SQL.load_items, *columns, [rules[job.id].max for job in due], low, high, now)
-    return {
-        id_: (windows[id_], rules[id_], list(items)) for id_, items in groupby(rows, key=lambda row: row["window_id"])
-    }
+    found = {id_: list(items) for id_, items in groupby(rows, key=itemgetter("window_id"))}
+    expired: list[NewJob] = []
+    if sum(items[-1]["total"] for items in found.values()) < bounds["total"]:
+        lanes = {job.id: job.lane for job in due}
+        for row in await conn.fetch(SQL.load_expired, *columns, low, high, now):
+            lane = lanes[row["window_id"]]
+            expired.append(
+                NewJob(row["id"], row["project_id"], STEP, lane, row["priority"], now, None, row["traceparent"])
+            )
+    return {id_: (windows[id_], rules[id_], items) for id_, items in found.items()}, expired
 
 
 def _rule_of(type_: TypeVersion | None) -> DigestRule:

@@ -35,10 +35,25 @@ WHERE w.project_id = x.project_id;
 -- The smallest and the largest id among the windows' items. After the lock, in a statement of its own, which sees what those
 -- wrote who were waited for. As text, which sorts alike: before version 18 there is no smallest uuid.
 -- any project: of windows that the caller's transaction has locked
-SELECT min(i.notification_id::text COLLATE "C")::uuid AS low, max(i.notification_id::text COLLATE "C")::uuid AS high
+SELECT min(i.notification_id::text COLLATE "C")::uuid AS low, max(i.notification_id::text COLLATE "C")::uuid AS high,
+       count(*)::int AS total
 FROM unnest($1::uuid[]) AS x (id)
 CROSS JOIN LATERAL (  -- OFFSET 0: see load_deliveries
     SELECT * FROM digest_item i WHERE i.window_id = x.id OFFSET 0) i;
+
+-- name: load_expired
+-- Items that are too old by now, of notifications that are nothing but items (state 3: digested), which have no job.
+SELECT x.id AS window_id, n.id, n.project_id, n.priority, n.traceparent
+FROM unnest($1::uuid[], $2::int[]) AS x (id, project_id)
+CROSS JOIN LATERAL (  -- OFFSET 0: see load_deliveries
+    SELECT * FROM digest_item i WHERE i.window_id = x.id OFFSET 0) i
+CROSS JOIN LATERAL (
+    SELECT * FROM notification n
+    WHERE n.project_id = x.project_id AND n.id = i.notification_id AND n.id >= $3 AND n.id <= $4 OFFSET 0) n
+CROSS JOIN LATERAL (
+    SELECT * FROM run r WHERE r.project_id = n.project_id AND r.id = n.id AND r.id >= $3 AND r.id <= $4 OFFSET 0) r
+WHERE n.expires_at <= $5::timestamptz AND n.cancelled_at IS NULL AND r.state = 3 AND r.digest_id = x.id
+ORDER BY n.id;
 
 -- name: load_items
 -- What each window's digest is made of: its newest items, at most `most`, and what is true of all of them. $4 and $5 bound the
@@ -77,13 +92,12 @@ FROM unnest($1::uuid[], $2::int[], $3::int[], $4::text[], $5::smallint[], $6::te
            at_most_once, test, locale, data, metadata, expires_at, traceparent, options, items);
 
 -- name: delete_windows
--- With their items. `= ANY`: see extend_leases.
+-- With their items.
+-- any project: windows that the caller's transaction has locked
 WITH emptied AS (
-    DELETE FROM digest_item i USING unnest($1::uuid[], $2::int[]) AS x (id, project_id)
-    WHERE i.window_id = x.id AND i.project_id = x.project_id AND i.window_id = ANY ($1::uuid[])
+    DELETE FROM digest_item WHERE window_id = ANY ($1::uuid[])
 )
-DELETE FROM digest_window w USING unnest($1::uuid[], $2::int[]) AS x (id, project_id)
-WHERE w.id = x.id AND w.project_id = x.project_id AND w.id = ANY ($1::uuid[]);
+DELETE FROM digest_window WHERE id = ANY ($1::uuid[]);
 
 -- name: lock_windows_of
 -- The windows that these notifications wait in, one after the other. Whoever closes or joins one is waited for.

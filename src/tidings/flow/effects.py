@@ -6,6 +6,7 @@ transaction. Hooks, which tell the application, branch off from events here.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
@@ -17,6 +18,8 @@ from tidings.db.sql import load_queries
 from tidings.flow.caps import refund
 from tidings.flow.evidence import Event
 from tidings.flow.hooks import enqueue_hooks
+
+_ADDRESS_MAX: Final = 320
 
 SQL: Final = load_queries(__package__, "effects.sql")
 
@@ -115,8 +118,13 @@ async def apply_refunds(conn: Connection, places: Sequence[tuple[int, str, UUID]
 
 
 def to_target(user_id: str | None, channel: int | None, address: str | None) -> str:
-    """Whom limits, digests and send-once keys count: the user, or the address of somebody without one."""
-    return f"u:{user_id}" if user_id is not None else f"{channel}:{address}"
+    """Whom limits, digests and send-once keys count: the user, or the address of somebody without one. It stands in
+    keys, so an address that is too long for one is told by its hash."""
+    if user_id is not None:
+        return f"u:{user_id}"
+    if address is not None and len(address) > _ADDRESS_MAX:
+        address = hashlib.sha256(address.encode()).hexdigest()
+    return f"{channel}:{address}"
 
 
 def to_columns(rows: Iterable[Sequence[Any]]) -> list[list[Any]]:

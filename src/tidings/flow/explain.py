@@ -180,13 +180,14 @@ def list_rules(channel: Channel, reason: str | None, ruled: Sequence[Ruling]) ->
         ruled: what had an opinion, of all channels; the latest counts.
     """
     mine = {r.rule: r for r in ruled if r.channel in (channel, None)}
-    refused_by = RULE_OF.get(Reason(reason)) if reason is not None and reason in Reason.__members__ else None
+    why = Reason(reason) if reason is not None else None
+    refused_by = RULE_OF.get(why) if why is not None else None
     views = []
     for rule in ORDER:
         ruling = mine.get(rule)
         if rule is refused_by:
             if ruling is None or ruling.answer is Answer.go:
-                ruling = Ruling(rule, Answer.no, Level.default, channel, Reason(reason))
+                ruling = Ruling(rule, Answer.no, Level.default, channel, why)
             views.append(to_view(ruling))
             break
         views.append(to_view(ruling if ruling is not None else Ruling(rule, Answer.go, Level.default, channel)))

@@ -20,6 +20,7 @@ from tidings import ids
 from tidings.clock import Clock
 from tidings.db.pool import Connection, Database
 from tidings.db.sql import load_queries
+from tidings.directory import consent
 from tidings.directory.access import Caller
 from tidings.directory.catalog import Catalog
 from tidings.directory.hooks import SMS_INBOUND
@@ -38,6 +39,7 @@ SQL: Final = load_queries(__package__, "inbound.sql")
 
 log = structlog.get_logger(__name__)
 
+_DECISIONS: Final = {"stop": "out", "start": "in"}
 FORGET_BATCH: Final = 5_000
 """Messages deleted in one statement."""
 
@@ -119,6 +121,12 @@ class InboundRecorder:
             starts = [(project_id, int(channel), m.sender, SENDER + m.recipient) for m in fresh if m.keyword == "start"]
             if starts:
                 await conn.execute(SQL.lift_opt_outs, *effects.to_columns(starts))
+            for message in fresh:
+                if (decision := _DECISIONS.get(message.keyword or "")) is not None:
+                    # What they wrote, to whom: the words are the evidence.
+                    origin = consent.Origin("user", "sms", wording=f"{message.text} (to {message.recipient})")
+                    said = consent.Decision(decision, channel=channel, address=message.sender)
+                    await consent.record(conn, project_id, [said], origin)
             await enqueue_notices(conn, [self._to_notice(project_id, channel, m) for m in fresh], now)
             return fresh
 

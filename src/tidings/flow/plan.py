@@ -39,9 +39,21 @@ from tidings.flow.caps import Cap, Key, Ledger, list_caps, to_keys
 from tidings.flow.decide import decide_digest, decide_plan, list_throttles
 from tidings.flow.digests import Join, Joined, to_window_key
 from tidings.flow.evidence import Event
-from tidings.flow.facts import NO_CASE, START, Facts, Past, Plan, Planned, Rules, Run, extend_trail, list_engagement
+from tidings.flow.facts import (
+    NO_CASE,
+    START,
+    Facts,
+    Past,
+    Plan,
+    Planned,
+    Rules,
+    Run,
+    ToDigest,
+    extend_trail,
+    list_engagement,
+)
 from tidings.flow.hooks import enqueue_hooks
-from tidings.flow.jobs import DIGEST, EXPAND, PLAN, STEP, send_job
+from tidings.flow.jobs import ALL_CHANNELS, DIGEST, EXPAND, PLAN, STEP, send_job
 from tidings.flow.measure import Counts, Dimension, Meter, Move, Moves, ObserveMoved
 from tidings.model.conditions import Case
 from tidings.model.rulings import Answer, Level, Rule, Ruling
@@ -307,6 +319,8 @@ class Planner:
         lanes = {job.id: job.lane - queue.FEEDER for job in jobs}
         new = {job.id for job in jobs if job.kind == PLAN}
         late = await self._claim_once(conn, [s.facts for s in subjects if s.facts.once_key is not None], now)
+        if late:
+            subjects = [s._replace(rules=replace(s.rules, sent_before=s.facts.id in late)) for s in subjects]
         joined = await self._gather(conn, [s for s in subjects if s.facts.id in new], lanes)
         decided: dict[UUID, Decided] = {}
         later: list[Join] = []
@@ -317,11 +331,9 @@ class Planner:
                 ruling = Ruling(Rule.digest, Answer.digest, Level.type, None, Reason.digested, into.closes_at)
                 plan = Plan(rulings=[ruling]).end(0, RunState.digested, Reason.digested)
             else:
-                if facts.id in late:
-                    rules = replace(rules, sent_before=True)
                 into = None
                 plan = decide_plan(facts, run, rules, rng)
-                later += [_to_join(facts, rules, d.channels, d.reason, d.close_at) for d in plan.digests]
+                later += [_to_join(facts, rules, *gathering) for gathering in _unite(plan.digests)]
             decided[facts.id] = Decided(subject, plan, into)
         if subjects:
             await subjects[0].rules.ledger.write(conn)
@@ -360,7 +372,9 @@ class Planner:
                 key = read_key(rule, rules.case.data)
             reason = Reason.digested if close_at is None else frequency
             first_now = close_at is None and rule is not None and rule.first == "now"
-            joins.append(_to_join(facts, rules, lanes[facts.id], reason, close_at, key, first_now=first_now))
+            channels = ALL_CHANNELS if facts.channels is None else facts.channels
+            lane = lanes[facts.id]
+            joins.append(_to_join(facts, rules, channels, reason, close_at, key, lane=lane, first_now=first_now))
         if not joins:
             return {}
         return await digests.join_windows(conn, joins, subjects[0].facts.now, self._clock.random)
@@ -528,6 +542,14 @@ class Planner:
             self._observe_moved(moves)
 
 
+def _unite(gatherings: Sequence[ToDigest]) -> list[tuple[int, Reason, datetime]]:
+    """Channels that wait for the same become one digest."""
+    united: dict[tuple[Reason, datetime], int] = {}
+    for channels, reason, close_at in gatherings:
+        united[reason, close_at] = united.get((reason, close_at), 0) | channels
+    return [(channels, reason, close_at) for (reason, close_at), channels in united.items()]
+
+
 def _to_join(
     facts: Facts,
     rules: Rules,
@@ -536,6 +558,7 @@ def _to_join(
     close_at: datetime | None,
     key: str = "",
     *,
+    lane: int = 0,
     first_now: bool = False,
 ) -> Join:
     assert rules.type_ is not None  # content without a type is not gathered
@@ -551,7 +574,7 @@ def _to_join(
         time_zone=facts.time_zone or rules.settings.time_zone,
         reason=reason,
         priority=facts.priority,
-        channels=channels,
+        channels=lane or channels,
         first_now=first_now,
     )
 

@@ -27,6 +27,7 @@ from tidings import ids
 from tidings.clock import Clock
 from tidings.db.pool import Connection, Database, Record
 from tidings.db.sql import load_queries
+from tidings.directory import consent
 from tidings.engine.batch import Batcher
 from tidings.engine.jobs import advance_jobs
 from tidings.flow import effects
@@ -301,7 +302,9 @@ async def apply_facts(conn: Connection, meter: Meter, clock: Clock, facts: Seque
     writing = _Writing()
     for row in rows:
         fact = facts[place := known[row["ord"] - 1][1]]
-        if row["concerned"] and _is_about(row, fact.report) and not (row["recorded"] and fact.is_unique):
+        # Without an address its user was erased: nothing is written of them again.
+        concerned = row["concerned"] and row["address"] and _is_about(row, fact.report)
+        if concerned and not (row["recorded"] and fact.is_unique):
             writing.take(place, row, fact, events[row["ord"] - 1])
     return await writing.write(conn, meter, low, high, now)
 
@@ -407,6 +410,8 @@ class _Writing:
         self._bits: dict[UUID, tuple[int, int]] = {}
         self._events: dict[UUID, tuple[int, Event]] = {}
         self._suppressions: list[effects.Suppression] = []
+        self._refusals: dict[tuple[int, str], list[consent.Decision]] = {}
+        """What users decided by what was reported, by project and what they did."""
         self._drops: list[effects.DroppedAddress] = []
         self._dead: dict[UUID, effects.DeadLetter] = {}
         self._lifted: set[tuple[int, UUID]] = set()
@@ -477,6 +482,16 @@ class _Writing:
                     project_id, row["channel"], row["address"], decision.suppress, str(decision.suppress_reason), id_
                 )
             )
+            if decision.engagement and decision.event is not None:  # the first complaint or unsubscribe of the message
+                self._refusals.setdefault((project_id, decision.event.name), []).append(
+                    consent.Decision(
+                        "out",
+                        user_id=row["user_id"],
+                        channel=Channel(row["channel"]),
+                        address=row["address"],
+                        category_key=row["category"] or None,
+                    )
+                )
         if decision.drop_address and row["user_id"] is not None and not row["test"]:
             self._drops.append(effects.DroppedAddress(project_id, row["user_id"], row["channel"], row["address"]))
         if decision.dead:
@@ -507,6 +522,9 @@ class _Writing:
         events = sorted((event for _, event in self._events.values()), key=lambda event: event.id)
         new = await effects.apply_events(conn, events, now)
         await effects.apply_suppressions(conn, self._suppressions, now)
+        for (project_id, what), decisions in sorted(self._refusals.items(), key=lambda item: item[0]):
+            origin = consent.Origin("user", "receipt", wording=f"The vendor reported: {what}.")
+            await consent.record(conn, project_id, decisions, origin)
         await apply_engagement(conn, self._engaged)
         await effects.apply_drops(conn, self._drops, now)
         await effects.apply_dead_letters(conn, sorted(self._dead.values(), key=lambda d: d.delivery_id), now)

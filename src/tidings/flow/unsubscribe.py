@@ -74,7 +74,7 @@ async def _switch_off(conn: Connection, guest: Guest, user_id: str, origin: Orig
         said = (await load_choices(conn, guest.project_id, user_id)).preferences
         if said.types:
             merged = await load_merged(conn, guest.project_id, said, clock.now())
-            given["types"] = {key: off for key in list_switched_on(said, merged, guest.category, name)}
+            given["types"] = dict.fromkeys(list_switched_on(said, merged, guest.category, name), off)
         await apply_choices(conn, Actor(guest.project_id, "user"), user_id, given, origin, merge=True)
     except NotFound:
         log.info("unsubscribe.user_is_gone", project=guest.project_id)

@@ -293,7 +293,8 @@ def parse_condition(
     """A condition in its normal form; None, and errors with pointers under `at`, when it is none.
 
     Args:
-        subjects: what may be asked about here, of `data`, `user`, `engaged`, `activity`, `category`, `topic`.
+        subjects: what may be asked about here, of `data`, `user`, `engaged`, `activity`, `category`, `topic`. With
+            `activity`, `engaged` is about any message; otherwise about one notification.
     """
     before = len(errors)
     if _count(raw, 0) > NODES_MAX:
@@ -338,7 +339,6 @@ class _Parser:
             self._refuse(f"stands more than {DEPTH_MAX} conditions deep", at)
             return {}
         heads = [name for name in ("all", "any", "not", *self._heads) if name in raw]
-        # A category is named on its own or with a channel; every other subject is the only one.
         if len(heads) != 1:
             known = ", ".join(f"`{name}`" for name in ("all", "any", "not", *self._heads))
             self._refuse(f"must have exactly one of {known}", at)

@@ -26,6 +26,8 @@ PROVIDED: Final[Mapping[str, frozenset[str]]] = {
     "user": frozenset({"id", "locale", "time_zone", "attributes"}),
     "notification": frozenset({"id"}),
     "delivery": frozenset({"id", "channel"}),
+    "links": frozenset({"unsubscribe", "preferences"}),
+    "digest": frozenset({"count", "items", "key", "since", "until", "more"}),
 }
 """What every template can say without the request's data."""
 
@@ -72,11 +74,18 @@ class CompiledTemplate:
         programs: Mapping[Channel, Mapping[str, tuple[_Program, ...]]],
         required: frozenset[str],
         size: int,
+        *,
+        says_links: bool = False,
+        says_digest: bool = False,
     ) -> None:
         self.default_locale: Final = default_locale
         self.required: Final = required
         self.size: Final = size
         """Characters of the sources: what keeping it costs, in proportion."""
+        self.says_links: Final = says_links
+        """Whether `links` are named anywhere: they are signed, so they are made only for whom they are."""
+        self.says_digest: Final = says_digest
+        """Whether `digest` is: what is no digest gets one of itself alone, which doubles its data."""
         self._programs: Final = programs
         self._chosen: dict[tuple[Channel, str | None], tuple[str, str]] = {}
 
@@ -159,7 +168,7 @@ def compile_template(content: Mapping[str, Any], rules: Mapping[Channel, Rules])
     default_locale, channels = _parse_content(content, rules, errors)
     programs: dict[Channel, dict[str, tuple[_Program, ...]]] = {}
     required: set[str] = set()
-    size = 0
+    size, says_links, says_digest = 0, False, False
     environment = _make_environment()
     for channel, locales in channels.items():
         for locale, sources in locales.items():
@@ -171,10 +180,14 @@ def compile_template(content: Mapping[str, Any], rules: Mapping[Channel, Rules])
                     compiled.append(program[0])
                     required |= program[1]
                     size += len(source)
+                    says_links = says_links or "links" in source
+                    says_digest = says_digest or "digest" in source
             programs.setdefault(channel, {})[locale] = tuple(compiled)
     if errors:
         raise Invalid("The template cannot be used as it is.", errors=errors)
-    return CompiledTemplate(default_locale, programs, frozenset(required), size)
+    return CompiledTemplate(
+        default_locale, programs, frozenset(required), size, says_links=says_links, says_digest=says_digest
+    )
 
 
 def _parse_content(

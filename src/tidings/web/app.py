@@ -24,14 +24,23 @@ from tidings.web.api import (
     accounts,
     audit,
     blobs,
+    broadcasts,
     categories,
     dead_letters,
+    event_rules,
+    events,
+    explain,
     hooks,
+    imports,
     keys,
     notifications,
+    preference_links,
+    preferences,
     projects,
+    segments,
     suppressions,
     templates,
+    topics,
     types,
     users,
 )
@@ -40,29 +49,45 @@ from tidings.web.deps import Deps
 from tidings.web.edge import Edge
 from tidings.web.health import health_endpoints
 from tidings.web.inbox import items, stream
+from tidings.web.inbox import preferences as own_preferences
 from tidings.web.inbox.door import COOKIE, Door, is_inbox
+from tidings.web.pages import routes as pages
 from tidings.web.problems import from_validation
 
 API: Final = "/api/v1"
-OPEN: Final = frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json", "/docs", "/docs/{name}"}) | callbacks.PATHS
+OPEN: Final = (
+    frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json", "/docs", "/docs/{name}"})
+    | callbacks.PATHS
+    | pages.PATHS
+)
 """The routes that ask for no key: callbacks and links are signed instead. Everything else takes one of `Reader`,
 `Sender`, `Admin`."""
 
 ROUTERS: Final = (
     notifications.router,
+    explain.router,
+    broadcasts.router,
     blobs.router,
     dead_letters.router,
+    imports.router,
     users.router,
+    preference_links.router,
+    preferences.router,
     categories.router,
     types.router,
     templates.router,
     accounts.router,
     projects.router,
+    topics.router,
+    segments.router,
+    events.router,
+    event_rules.router,
     suppressions.router,
     hooks.router,
     keys.router,
     audit.router,
     items.router,
+    own_preferences.router,
     stream.router,
 )
 
@@ -125,6 +150,7 @@ def create_web(deps: Deps, routers: Sequence[APIRouter] = ()) -> FastAPI:
     _add_health(app, deps)
     _add_docs(app, deps)
     add_callbacks(app, deps)
+    pages.add_pages(app, deps)
     app.state.templates = {context.endpoint: context.path for context in iter_route_contexts(app.routes)}
     return app
 
@@ -220,6 +246,8 @@ _PROBLEMS: Final = (
     errors.TooLarge,
     errors.UnsupportedMediaType,
     errors.Invalid,
+    errors.TooManyRequests,
+    errors.RateLimited,
     errors.Internal,
     errors.Unavailable,
 )
@@ -260,6 +288,7 @@ def _to_response_object(error: type[errors.Problem]) -> dict[str, Any]:
 
 def _describe_problems(path: str, operation: dict[str, Any]) -> None:
     may = [errors.Unauthenticated, errors.Forbidden, errors.Invalid, errors.Internal, errors.Unavailable]
+    may.append(errors.TooManyRequests if is_inbox(path) else errors.RateLimited)
     if "{" in path:
         may.append(errors.NotFound)
     if "requestBody" in operation:

@@ -35,9 +35,13 @@ if TYPE_CHECKING:
     from tidings.directory.catalog import Catalog
     from tidings.directory.credentials import Vault
     from tidings.directory.tokens import Tokens
+    from tidings.flow.broadcasts import Broadcaster
     from tidings.flow.callbacks import Callbacks
+    from tidings.flow.events import EventAcceptor
+    from tidings.flow.explain import Explainer
     from tidings.flow.inbox import Inbox
     from tidings.flow.intervene import Intervener
+    from tidings.flow.privacy import Eraser
     from tidings.flow.receipts import Receiver
     from tidings.flow.tracking import Signer
     from tidings.providers.port import Surroundings
@@ -68,7 +72,11 @@ class Deps:
     metrics: Metrics
     vault: Vault
     catalog: Catalog
+    broadcaster: Broadcaster
     intervener: Intervener
+    events: EventAcceptor
+    eraser: Eraser
+    explainer: Explainer
     tokens: Tokens
     inbox: Inbox
     live: Live

@@ -1,13 +1,14 @@
 """The edge: what every request passes before a route sees it, and every answer on its way out.
 
-In this order: the trace, the path, who calls, how much they send, whether it is JSON at all. So nobody who cannot
-authenticate makes us read a body, and no route meets malformed input. On the way out: problems instead of errors,
-security headers, one log line, metrics. Written in plain ASGI (https://asgi.readthedocs.io/en/latest/specs/www.html);
+In this order: the trace, the path, who calls, how often, how much they send, whether it is JSON at all. So nobody who
+cannot authenticate makes us read a body, and no route meets malformed input. On the way out: problems instead of
+errors, security headers, one log line, metrics. Written in plain ASGI (https://asgi.readthedocs.io/en/latest/specs/www.html);
 its functions serve the hot routes, which do without FastAPI.
 """
 
 from __future__ import annotations
 
+import math
 import random
 import re
 import time
@@ -23,8 +24,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tidings.directory.access import Access, Caller
 from tidings.directory.blobs import BLOB_MAX
+from tidings.directory.rates import WINDOW, Allowance
 from tidings.directory.tokens import UserCaller
-from tidings.errors import FieldError, Invalid, Malformed, TooLarge, UnsupportedMediaType
+from tidings.errors import FieldError, Invalid, Malformed, RateLimited, TooLarge, UnsupportedMediaType
 from tidings.ids import API_KEY, to_public
 from tidings.telemetry import Metrics, Trace, child_trace, new_trace, parse_traceparent
 from tidings.web.inbox.door import Door, is_inbox
@@ -34,10 +36,23 @@ _log = structlog.get_logger(__name__)
 
 BODY_MAX: Final = 1024 * 1024
 """Bytes of a request's body."""
-RAW: Final[Mapping[str, int]] = {"/api/v1/blobs": BLOB_MAX}
-"""Paths whose bodies are not JSON but files, and how many bytes each may have."""
-OPEN: Final[Mapping[str, int | None]] = {"callbacks": None, "r": 16 * 1024, "o": 0, "c": 0}
-"""By the first part of the path: what vendors and devices report, in whatever form, and how many bytes each may have.
+RAW: Final[Mapping[str, int | None]] = {
+    "/api/v1/blobs": BLOB_MAX,
+    "/api/v1/events": 16 * 1024 * 1024,
+    "/api/v1/users/import": None,
+}
+"""Paths whose bodies are not JSON but files, or JSON that the route looks at itself, and how many bytes each may have.
+None: the route reads the body."""
+OPEN: Final[Mapping[str, int | None]] = {
+    "callbacks": None,
+    "r": 16 * 1024,
+    "o": 0,
+    "c": 0,
+    "u": 16 * 1024,
+    "p": 256 * 1024,
+}
+"""By the first part of the path: what vendors and devices report and people's forms say, in whatever form, and how many
+bytes each may have.
 Whoever comes here has shown nothing, so what needs no body may have none. None: the route knows callers by the path,
 and reads the body once it does."""
 _DRAIN_MAX: Final = 64 * 1024 * 1024
@@ -111,7 +126,10 @@ class Edge:
                     return
                 state["user"] = await self._door.enter(headers, extra)
             elif api:
-                state["caller"] = await self._access.authenticate(_text(headers.get(b"authorization")))
+                caller = state["caller"] = await self._access.authenticate(_text(headers.get(b"authorization")))
+                if (allowance := await self._access.charge(caller, 1)) is not None:
+                    extra += to_rate_headers(allowance)
+                    check_allowance(allowance, 1)
             first = scope["path"].removeprefix("/").partition("/")[0]
             raw, of = (RAW, scope["path"]) if api else (OPEN, first)
             if (limit := raw.get(of, BODY_MAX)) is not None:
@@ -177,6 +195,34 @@ def observe_request(
 @lru_cache(maxsize=1024)
 def _to_key_id(key_id: UUID) -> str:
     return to_public(API_KEY, key_id)
+
+
+def to_rate_headers(allowance: Allowance) -> list[tuple[bytes, bytes]]:
+    """What the key may do and has left.
+
+    See https://datatracker.ietf.org/doc/html/draft-ietf-httpapi-ratelimit-headers-10 (`q` requests in `w` seconds; `r`
+    are left for the next `t` seconds).
+    """
+    return [
+        (b"ratelimit-policy", b'"key";q=%d;w=%d' % (allowance.limit, WINDOW)),
+        (b"ratelimit", b'"key";r=%d;t=%d' % (allowance.left, math.ceil(allowance.seconds))),
+    ]
+
+
+def check_allowance(allowance: Allowance, cost: int) -> None:
+    """Nothing, if the request may go on.
+
+    Raises:
+        RateLimited: the key has not enough left.
+    """
+    if allowance.granted:
+        return
+    if cost > allowance.limit:
+        raise RateLimited(f"These are more at once than this API key may send in a minute ({allowance.limit:,}).")
+    raise RateLimited(
+        f"This API key may make {allowance.limit:,} requests a minute, and has not enough left for this one.",
+        retry_after=allowance.seconds,
+    )
 
 
 def read_headers(scope: Scope) -> Mapping[bytes, bytes]:

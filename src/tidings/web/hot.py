@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tidings.clock import Clock
 from tidings.directory.access import Access, Caller
+from tidings.directory.rates import Allowance
 from tidings.errors import FieldError, Invalid, Malformed, MethodNotAllowed, Problem
 from tidings.flow.accept import BATCH_LIMIT, Accepted, Acceptor, Answer
 from tidings.flow.options import AttachmentRequest, EmailOptions, Options, PushOptions, SmsOptions
@@ -30,12 +31,14 @@ from tidings.web.edge import (
     API_HEADERS,
     BODY_MAX,
     ClientGone,
+    check_allowance,
     check_content_type,
     observe_request,
     read_body,
     read_headers,
     refuse_nul,
     send_response,
+    to_rate_headers,
 )
 from tidings.web.problems import to_problem, to_response
 
@@ -103,6 +106,7 @@ class Hot:
         parent = parse_traceparent(headers.get(b"traceparent", b"").decode("latin-1"))
         trace = child_trace(parent, self._rng) if parent else new_trace(self._rng)
         caller: Caller | None = None
+        allowance: Allowance | None = None
         status = 500
         extra: list[tuple[bytes, bytes]] = []
         try:
@@ -111,11 +115,16 @@ class Hot:
                 raise MethodNotAllowed
             authorization = headers.get(b"authorization")
             caller = await self._access.authenticate(authorization.decode("latin-1") if authorization else None)
+            if caller.rate is not None and (allowance := await self._access.charge(caller, 1)) is not None:
+                check_allowance(allowance, 1)
             body = await read_body(receive, BATCH_BODY_MAX if path == BATCH else BODY_MAX)
             check_content_type(headers.get(b"content-type"))
             key = headers.get(b"idempotency-key")
             idempotency_key = parse_idempotency_key(key.decode("latin-1")) if key is not None else None
             requests = parse_batch(body) if path == BATCH else [parse_one(body)]
+            if allowance is not None and len(requests) > 1:  # one is counted
+                allowance = await self._access.charge(caller, len(requests) - 1) or allowance
+                check_allowance(allowance, len(requests))
             answers = await self._acceptor.accept(caller, requests, key=idempotency_key, traceparent=trace.to_header())
             self._count(answers)
             if path != BATCH and isinstance(answers[0], Problem):
@@ -135,6 +144,8 @@ class Hot:
                 self._metrics, method=scope["method"], route=path, status=status,
                 seconds=time.perf_counter() - began, caller=caller, trace=trace,
             )  # fmt: skip
+        if allowance is not None:
+            extra += to_rate_headers(allowance)
         await send_response(send, status, [*head, *extra, *API_HEADERS, (b"traceparent", _header(trace))], content)
 
     def _count(self, answers: Sequence[Answer]) -> None:
@@ -163,7 +174,7 @@ def parse_one(body: bytes) -> Request:
     try:
         request = _decode_one(body)
     except msgspec.ValidationError as error:
-        raise _explain(error) from None
+        raise explain(error) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _malformed(error) from None
     _refuse_odd_text(body)
@@ -187,7 +198,7 @@ def parse_batch(body: bytes) -> list[Request | Problem]:
         try:
             raws = _decode_raw_batch(body).notifications
         except msgspec.ValidationError as error:
-            raise _explain(error, {"": {"notifications"}}) from None
+            raise explain(error, {"": {"notifications"}}) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise _malformed(error) from None
         requests = [_parse_item(bytes(raw)) for raw in raws[: BATCH_LIMIT + 1]]
@@ -219,11 +230,13 @@ def _malformed(error: Exception) -> Malformed:
     return Malformed(f"The request body is not valid JSON: {error}.")
 
 
-def _explain(error: msgspec.ValidationError, fields: Mapping[str, Collection[str]] = _FIELDS) -> Invalid:
-    """msgspec's message (`… - at `$.to.email``) as a problem with a pointer."""
+def explain(
+    error: msgspec.ValidationError, fields: Mapping[str, Collection[str]] = _FIELDS, *, at: str = ""
+) -> Invalid:
+    """msgspec's message (`… - at `$.to.email``) as a problem with a pointer; `at` is where in the body it decoded."""
     said, _, path = str(error).partition(" - at `")
     path = path.rstrip("`").removeprefix("$").partition("[...]")[0]  # some key, it does not say which
-    pointer = path.replace(".", "/").replace("[", "/").replace("]", "")
+    pointer = at + path.replace(".", "/").replace("[", "/").replace("]", "")
     if unknown := _UNKNOWN.search(said):
         name = unknown[1]
         near = difflib.get_close_matches(name, fields.get(_INDEX.sub("/0", pointer), ()), n=1)

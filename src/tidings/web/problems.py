@@ -112,6 +112,8 @@ def from_validation(error: RequestValidationError, endpoint: Callable[..., Any] 
         place, *path = line["loc"]
         if line["type"] == "json_invalid":  # the edge has read the body before: this is its safety net
             return errors.Malformed()
+        if path[-1:] == ["[key]"] and line["type"] != "extra_forbidden":
+            path.pop()  # pydantic's mark that a name is meant, not what stands under it
         detail = _to_words(line, path, model)
         if place == "body":
             found.append(FieldError(detail, pointer=to_pointer(path)))

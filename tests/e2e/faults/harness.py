@@ -25,7 +25,7 @@ from tidings.directory.accounts import AccountPlan, put_account
 from tidings.directory.audit import Actor
 from tidings.directory.categories import put_category
 from tidings.directory.credentials import Vault
-from tidings.directory.projects import create_project
+from tidings.directory.projects import ProjectSettings, create_project, put_settings
 from tidings.directory.templates import create_template_version, publish_template, put_template
 from tidings.directory.types import Definition, put_type
 from tidings.directory.users import put_user
@@ -221,6 +221,8 @@ async def make_project(
         project = await create_project(conn, key, key.title())
         actor = Actor(project.id, "cli")
         _, token = await create_key(conn, actor, SystemClock(), name="test", scopes=list(Scope))
+        # A few users are told very much here, which the breaker for runaway loops would stop.
+        await put_settings(conn, actor, ProjectSettings(runaway_above=None))
         hooks = AccountPlan("webhook", "webhook", {"secret": WEBHOOK_SECRET}, **(limits or {}))
         await put_account(conn, actor, vault, "hooks", hooks)
         if smtp_port is not None:

@@ -18,7 +18,7 @@ from tests.e2e.faults.harness import SECRET_KEY, Project, make_project, until
 from tidings.app import Core, open_api, open_core, open_worker
 from tidings.client import AsyncClient, Notification
 from tidings.db.pool import Database
-from tidings.flow.settle import Policy
+from tidings.flow.settlement import Policy
 from tidings.model.words import Channel
 from tidings.providers.guard import Guard
 from tidings.settings import Settings

@@ -10,7 +10,7 @@ from tests.contract.servers import Act, http_answer
 from tests.e2e.faults.harness import WEBHOOK_SECRET, until
 from tests.e2e.faults.receivers import MailReceiver, WebhookReceiver
 from tests.e2e.faults.stack import events, open_stack
-from tidings.flow.settle import Policy
+from tidings.flow.settlement import Policy
 from tidings.model.words import Channel
 
 OK = http_answer(200)

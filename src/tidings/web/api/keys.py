@@ -12,6 +12,7 @@ from pydantic import Field
 from tidings.db.pool import Connection
 from tidings.directory import access
 from tidings.directory.access import ApiKey, Caller
+from tidings.directory.rates import RATE_MAX
 from tidings.errors import FieldError, Forbidden
 from tidings.ids import API_KEY, parse_public
 from tidings.model.words import Scope
@@ -29,6 +30,12 @@ class KeyBody(Body):
     name: Name = Field(examples=["shop backend"])
     scopes: list[ScopeName] = Field(min_length=1, max_length=16, examples=[["send", "read"]])
     test: bool = Field(default=False, description="Its messages go the whole road, to a simulated provider.")
+    rate: int | None = Field(
+        default=None,
+        ge=1,
+        le=RATE_MAX,
+        description="Requests per minute; one with many notifications counts as many. Null: the instance's default.",
+    )
     expires_at: Moment | None = None
 
 
@@ -39,6 +46,7 @@ class KeyView(View):
     name: str
     scopes: list[ScopeName]
     test: bool
+    rate: int | None
     expires_at: datetime | None
     revoked_at: datetime | None
     created_at: datetime
@@ -65,16 +73,23 @@ async def list_keys(deps: Given, caller: Admin, page: Paging) -> Any:
 
 @router.post("", status_code=201, response_model=NewKeyView)
 async def create_key(deps: Given, caller: Admin, body: KeyBody, once: OnceOnly) -> Response:
-    """Makes a key. A key gives only what it has: its own scopes, and a test key only test keys.
+    """Makes a key. A key gives only what it has: its own scopes, no more than its rate, and a test key only test keys.
 
     The secret is shown in this answer and never again, not even to a repetition with the same `Idempotency-Key`.
     """
     scopes = frozenset(Scope(scope) for scope in body.scopes)
-    _refuse_escalation(caller, scopes, body.test)
+    _refuse_escalation(caller, scopes, body.test, body.rate or deps.access.rate)
 
     async def work(conn: Connection) -> dict[str, Any]:
         key, text = await access.create_key(
-            conn, caller.actor, deps.clock, name=body.name, scopes=scopes, test=body.test, expires_at=body.expires_at
+            conn,
+            caller.actor,
+            deps.clock,
+            name=body.name,
+            scopes=scopes,
+            test=body.test,
+            rate=body.rate,
+            expires_at=body.expires_at,
         )
         return _to_view(key, text)
 
@@ -94,11 +109,15 @@ async def revoke_key(deps: Given, caller: Admin, key_id: KeyId) -> None:
     deps.access.forget(key_id)
 
 
-def _refuse_escalation(caller: Caller, scopes: frozenset[Scope], test: bool) -> None:
+def _refuse_escalation(caller: Caller, scopes: frozenset[Scope], test: bool, rate: int | None) -> None:
     lacking = sorted(scope.value for scope in scopes - caller.scopes)
     if lacking:
         raise Forbidden(
             errors=[FieldError(f"this API key lacks {', '.join(lacking)} and cannot give it", pointer="/scopes")]
+        )
+    if caller.rate is not None and (rate is None or rate > caller.rate):
+        raise Forbidden(
+            errors=[FieldError(f"this API key has {caller.rate:,} a minute and cannot give more", pointer="/rate")]
         )
     if caller.test and not test:
         raise Forbidden(errors=[FieldError("a test key can only make test keys", pointer="/test")])

@@ -5,14 +5,16 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated
 
+import msgspec
 from fastapi import APIRouter
 from pydantic import Field
 
 from tidings.directory import projects
-from tidings.directory.projects import Project, ProjectSettings, Tracking
+from tidings.directory.projects import ADDRESS_MAX, COUNT_MAX, PACE_MAX, PACE_MIN, Project, ProjectSettings
 from tidings.errors import Forbidden
 from tidings.web.deps import Admin, Given, Reader
 from tidings.web.fields import Body, View
+from tidings.web.rules import Defaults, LimitRule, QuietRule
 
 router = APIRouter(prefix="/project", tags=["project"])
 
@@ -34,6 +36,31 @@ class SettingsBody(Body):
     """What answers HELP in a text message, for vendors that do not answer it themselves; null: nothing."""
     origins: list[str] = Field(default=[], max_length=projects.ORIGINS_MAX)
     """Web origins whose pages may use the inbox with a user's token."""
+    time_zone: Annotated[str | None, Field(max_length=64, examples=["Europe/Vienna"])] = None
+    """Of users who have none; null: UTC."""
+    defaults: Defaults = Field(default={}, examples=[{"sms": False}])
+    """By channel: whether users hear of things there unless they, a type or a category say otherwise. Not named:
+    yes."""
+    quiet_hours: QuietRule | None = None
+    """Where neither the user nor the category has any."""
+    limits: list[LimitRule] = Field(default=[])
+    """Per user, over all types."""
+    pace: Annotated[float, Field(ge=PACE_MIN, le=PACE_MAX)] | None = None
+    """Messages per second of the whole project, over all channels; null: no limit."""
+    confirm_above: int = Field(default=10_000, ge=0, le=COUNT_MAX)
+    """A broadcast to more users than this has to be confirmed with their number."""
+    runaway_above: Annotated[int, Field(ge=1, le=COUNT_MAX)] | None = 600
+    """Notifications per minute of one type to one user, above which requests are refused as a loop gone wild; null:
+    never."""
+    address: Annotated[str | None, Field(min_length=1, max_length=ADDRESS_MAX)] = None
+    """Postal address or imprint, shown on the preference page."""
+
+    def to_settings(self) -> ProjectSettings:
+        """As the directory takes them."""
+        raw = self.model_dump(exclude={"quiet_hours", "limits"})
+        raw["quiet_hours"] = None if self.quiet_hours is None else self.quiet_hours.to_raw()
+        raw["limits"] = [limit.to_raw() for limit in self.limits]
+        return msgspec.convert(raw, ProjectSettings)
 
 
 class TrackingView(View):
@@ -50,6 +77,14 @@ class SettingsView(View):
     tracking: TrackingView
     sms_help: str | None
     origins: list[str]
+    time_zone: str | None
+    defaults: Defaults
+    quiet_hours: QuietRule | None
+    limits: list[LimitRule]
+    pace: float | None
+    confirm_above: int
+    runaway_above: int | None
+    address: str | None
 
 
 class ProjectView(View):
@@ -72,7 +107,7 @@ async def put_settings(deps: Given, caller: Admin, body: SettingsBody) -> Projec
     """Replaces the project's settings as a whole. Every process follows within five seconds."""
     if caller.test:
         raise Forbidden("A test key cannot change the project's settings: live messages are sent with them.")
-    settings = ProjectSettings(Tracking(**body.tracking.model_dump()), body.sms_help, tuple(body.origins))
+    settings = body.to_settings()
     project = await deps.database.transaction(lambda conn: projects.put_settings(conn, caller.actor, settings))
     deps.catalog.forget(caller.project_id)
     return project

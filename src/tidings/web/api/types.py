@@ -3,41 +3,19 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Response
-from pydantic import Field, WithJsonSchema
-from pydantic.json_schema import SkipJsonSchema
+from pydantic import Field
 
 from tidings.directory import types
 from tidings.directory.categories import DEFAULT_CATEGORY
 from tidings.directory.types import Type, parse_definition
-from tidings.model.words import CHANNELS_OF_THIS_VERSION
 from tidings.web.deps import Admin, Given, Paging, Reader
 from tidings.web.fields import Body, Key, Page, View
+from tidings.web.rules import STEPS_SCHEMA, Defaults, DigestRule, DurationText, LimitRule, SendTimeRule
 
 router = APIRouter(prefix="/types", tags=["types"])
-
-_STEPS_SCHEMA: Final = WithJsonSchema(
-    {
-        "type": "array",
-        "maxItems": types.STEPS_MAX,
-        "items": {
-            "type": "object",
-            "required": ["send"],
-            "additionalProperties": False,
-            "properties": {
-                "send": {
-                    "type": "array",
-                    "minItems": 1,
-                    "uniqueItems": True,
-                    "items": {"enum": [channel.name for channel in CHANNELS_OF_THIS_VERSION]},
-                }
-            },
-        },
-    }
-)
-_DURATION_SCHEMA: Final = WithJsonSchema({"type": "string", "pattern": r"^\d{1,9}(ms|s|m|h|d|w)$"})
 
 
 class TypeBody(Body):
@@ -47,9 +25,9 @@ class TypeBody(Body):
     template: Key | None = None
     """Left out: the template with the type's own key."""
     priority: Literal["critical", "high", "medium", "low"] = "medium"
-    steps: Annotated[list[Any], _STEPS_SCHEMA] = Field(default=[], examples=[[{"send": ["email", "in_app"]}]])
+    steps: Annotated[list[Any], STEPS_SCHEMA] = Field(default=[], examples=[[{"send": ["email", "in_app"]}]])
     """Left out: every channel that the template covers."""
-    expires_after: Annotated[str, _DURATION_SCHEMA] | None = Field(default=None, examples=["2d"])
+    expires_after: DurationText | None = Field(default=None, examples=["2d"])
     """After this time nothing is sent any more."""
     guarantee: Literal["at_least_once", "at_most_once"] = "at_least_once"
     """What to do when it is unknown whether a provider took a message: send again, or not."""
@@ -61,15 +39,25 @@ class TypeBody(Body):
         default=None, alias="schema", examples=[{"type": "object", "required": ["order"]}]
     )
     """JSON Schema (2020-12) of the data that a request must bring."""
-    # Taken so that the directory can refuse them by name.
-    digest: SkipJsonSchema[Any] = None
-    limits: SkipJsonSchema[Any] = None
+    digest: DigestRule | None = None
+    """What is told of it is gathered, and told together."""
+    limits: list[LimitRule] = Field(default=[])
+    """Per user, counting notifications of this type."""
+    quiet: Literal["wait", "digest", "ignore"] = "wait"
+    """What becomes of it in quiet hours: it waits, it waits together with others, it goes all the same."""
+    preferences: Defaults = Field(default={}, examples=[{"sms": False}])
+    """By channel: what holds for this type instead of the defaults of category and project, unless users say
+    otherwise."""
+    send_time: SendTimeRule | None = None
+    """Sent when the user is likely to look."""
 
-
-class StepView(View):
-    """One step of a type."""
-
-    send: list[str]
+    def to_raw(self) -> dict[str, Any]:
+        """As the directory parses it."""
+        raw = self.model_dump(by_alias=True, exclude={"digest", "limits", "send_time"})
+        raw["digest"] = None if self.digest is None else self.digest.to_raw()
+        raw["limits"] = [limit.to_raw() for limit in self.limits] or None
+        raw["send_time"] = None if self.send_time is None else self.send_time.to_raw()
+        return raw
 
 
 class TypeView(View):
@@ -80,12 +68,17 @@ class TypeView(View):
     category: str
     template: str
     priority: str
-    steps: list[StepView]
+    steps: Annotated[list[dict[str, Any]], STEPS_SCHEMA]
     expires_after: str | None
     guarantee: str
     critical: bool
     tracking: bool
     schema_: dict[str, Any] | None = Field(alias="schema")
+    digest: DigestRule | None
+    limits: list[LimitRule]
+    quiet: str
+    preferences: Defaults
+    send_time: SendTimeRule | None
     created_at: datetime
     archived_at: datetime | None
 
@@ -115,7 +108,7 @@ async def list_type_versions(deps: Given, caller: Reader, key: Key, page: Paging
 @router.put("/{key}", response_model=TypeView, responses={201: {"model": TypeView, "description": "Made"}})
 async def put_type(deps: Given, caller: Admin, key: Key, body: TypeBody, response: Response) -> Type:
     """Makes a type (201), or its next version if anything changed (200). What was sent keeps its version."""
-    definition = parse_definition(key, body.model_dump(by_alias=True), deps.retention)
+    definition = parse_definition(key, body.to_raw(), deps.retention)
     type_, made = await deps.database.transaction(lambda conn: types.put_type(conn, caller.actor, key, definition))
     deps.catalog.forget(caller.project_id)
     response.status_code = 201 if made else 200

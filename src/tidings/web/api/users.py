@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from fastapi import APIRouter, Response
+from fastapi.responses import StreamingResponse
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from tidings.channels import CHANNELS
 from tidings.directory import users
 from tidings.directory.tokens import TOKEN_LIFE_MAX, Token
-from tidings.directory.users import ADDRESSES_MAX, Addresses, User, parse_attributes, parse_locale, parse_time_zone
+from tidings.directory.users import (
+    ADDRESSES_MAX,
+    Addresses,
+    User,
+    parse_attributes,
+    parse_locale,
+    parse_region,
+    parse_time_zone,
+)
 from tidings.durations import parse_duration
 from tidings.errors import Forbidden
+from tidings.flow.privacy import export_user
 from tidings.model.words import Channel
 from tidings.web.deps import Admin, Given, Paging, Reader
 from tidings.web.fields import Body, Page, UserId, View
@@ -102,6 +112,8 @@ class UserBody(Body):
 
     locale: Annotated[str, AfterValidator(parse_locale)] | None = Field(default=None, examples=["de-AT"])
     time_zone: Annotated[str, AfterValidator(parse_time_zone)] | None = Field(default=None, examples=["Europe/Vienna"])
+    region: Annotated[str, AfterValidator(parse_region)] | None = Field(default=None, examples=["US-FL"])
+    """ISO 3166: where the user is, for the law that holds there; without it their phone number tells."""
     attributes: Annotated[dict[str, Any], AfterValidator(parse_attributes)] = Field(
         default={}, examples=[{"first_name": "Ada"}]
     )
@@ -114,6 +126,7 @@ class UserView(View):
     id: str
     locale: str | None
     time_zone: str | None
+    region: str | None
     attributes: dict[str, Any]
     addresses: dict[str, list[str]]
     created_at: datetime
@@ -141,6 +154,20 @@ class TokenView(View):
     expires_at: datetime
 
 
+class EraseBody(Body):
+    """What is to be erased besides."""
+
+    suppressions: bool = False
+    """Those of the user's addresses, too. Then nothing keeps them from being written to after the next import."""
+
+
+class EraseView(View):
+    """How far it has come."""
+
+    status: Literal["erased", "pending"]
+    """`pending`: the rest follows by itself, within minutes."""
+
+
 @router.get("", response_model=Page[UserView])
 async def list_users(deps: Given, caller: Reader, page: Paging) -> Any:
     """All users, by id."""
@@ -165,6 +192,7 @@ async def put_user(deps: Given, caller: Admin, user_id: UserId, body: UserBody, 
             user_id,
             locale=body.locale,
             time_zone=body.time_zone,
+            region=body.region,
             attributes=body.attributes,
             addresses=None if body.addresses is None else body.addresses.to_addresses(),
         )
@@ -175,10 +203,39 @@ async def put_user(deps: Given, caller: Admin, user_id: UserId, body: UserBody, 
 
 @router.delete("/{user_id}", status_code=204)
 async def delete_user(deps: Given, caller: Admin, user_id: UserId) -> None:
-    """Forgets a user, their addresses and their inbox."""
+    """Forgets a user, their addresses, their inbox and what they decided."""
     await deps.database.transaction(lambda conn: users.delete_user(conn, caller.actor, user_id))
     deps.tokens.forget(caller.project_id, user_id)
     deps.inbox.bell.ring([(caller.project_id, user_id)])  # their live streams end
+
+
+@router.get(
+    "/{user_id}/export",
+    response_class=StreamingResponse,
+    responses={200: {"content": {"application/json": {"schema": {"type": "object"}}}, "description": "All of it"}},
+)
+async def export(deps: Given, caller: Admin, user_id: UserId) -> Response:
+    """Everything that is known of a user, as one document: themselves, what they decided, their inbox, and every
+    notification with its deliveries and events as far as they are kept."""
+    pieces = await export_user(deps.database, caller.project_id, user_id, deps.clock.now())
+    return StreamingResponse(pieces, media_type="application/json")
+
+
+@router.post(
+    "/{user_id}/erase",
+    response_model=EraseView,
+    responses={202: {"model": EraseView, "description": "Begun; the rest follows"}},
+)
+async def erase(
+    deps: Given, caller: Admin, user_id: UserId, response: Response, body: EraseBody | None = None
+) -> EraseView:
+    """Erases a user from every table: what has not left yet is cancelled, and of what was sent there remains only that
+    it was. For one who was deleted before, too. Repeating it is safe."""
+    done = await deps.eraser.erase(caller, user_id, suppressions=body is not None and body.suppressions)
+    deps.tokens.forget(caller.project_id, user_id)
+    deps.inbox.bell.ring([(caller.project_id, user_id)])  # their live streams end
+    response.status_code = 200 if done else 202
+    return EraseView(status="erased" if done else "pending")
 
 
 @router.put("/{user_id}/addresses", response_model=UserView)

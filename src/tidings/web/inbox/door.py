@@ -74,7 +74,7 @@ class Door:
         cors = await self._allow(headers)
         if len(cors) > 1:
             cors += [
-                (b"access-control-allow-methods", b"GET, POST"),
+                (b"access-control-allow-methods", b"GET, POST, PATCH"),
                 (b"access-control-allow-headers", b"authorization, content-type, last-event-id, traceparent"),
                 (b"access-control-max-age", b"600"),
             ]

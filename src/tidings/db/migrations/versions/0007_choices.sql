@@ -21,7 +21,7 @@ CREATE TABLE consent (
     type_key     text,
     decision     text NOT NULL,            -- 'in', 'out', 'reset', a frequency, or 'reset_frequency'
     actor        text NOT NULL,            -- 'user', 'key', 'system', 'import'
-    source       text NOT NULL,            -- 'page', 'one_click', 'api', 'inbox', 'sms', 'import'
+    source       text NOT NULL,            -- 'page', 'one_click', 'api', 'inbox', 'sms', 'receipt', 'import'
     wording      text,                     -- what they were shown
     ip           text,
     user_agent   text,
