@@ -52,12 +52,14 @@ SELECT c.id, c.broadcast_id, c.time_zones, c.others, c.after_user, c.ended_at, b
        b.audience::text AS audience, b.priority, b.channels, b.at_most_once, b.test, b.locale, b.once_key, b.expires_after,
        b.expires_at, b.rate, b.paced_until, b.status, b.traceparent, b.created_at,
        coalesce($3::timestamptz, now()) AS now
-FROM unnest($1::uuid[], $2::int[]) AS x (id, project_id)
-CROSS JOIN LATERAL (  -- OFFSET 0: see load_deliveries
-    SELECT * FROM broadcast_cohort c WHERE c.id = x.id AND c.project_id = x.project_id OFFSET 0) c
-JOIN broadcast b ON b.id = c.broadcast_id AND b.project_id = c.project_id
-ORDER BY b.id, c.id
-FOR UPDATE OF b;
+FROM (
+    SELECT c.* FROM unnest($1::uuid[], $2::int[]) AS x (id, project_id)
+    CROSS JOIN LATERAL (  -- OFFSET 0: see load_deliveries
+        SELECT * FROM broadcast_cohort c WHERE c.id = x.id AND c.project_id = x.project_id OFFSET 0) c
+    ORDER BY c.broadcast_id, c.id OFFSET 0
+) c
+CROSS JOIN LATERAL (
+    SELECT * FROM broadcast b WHERE b.id = c.broadcast_id AND b.project_id = c.project_id FOR UPDATE) b;
 
 -- name: insert_told
 -- The notifications of one page: what they say stands in the broadcast.

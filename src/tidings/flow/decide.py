@@ -96,6 +96,8 @@ def decide_plan(facts: Facts, run: Run, rules: Rules, rng: random.Random) -> Pla
     if not plan.planned and not plan.digests and not plan.rulings and not run.past:
         # The type or its template lost the channels that this request allows, after it was accepted.
         plan.planned.append(_nowhere(facts, rules, program, Status.skipped, Reason.no_template))
+    if plan.digests and not run.past and all(p.status is not Status.queued for p in plan.planned):
+        return plan.end(len(program), RunState.digested, plan.digests[0].reason)
     return plan.end(len(program))
 
 
