@@ -20,6 +20,7 @@ from tidings.db.partitions import ensure_partitions
 from tidings.db.pool import Connection, Database
 from tidings.engine.jobs import SQL as JOBS
 from tidings.flow.accept import SQL as ACCEPT
+from tidings.flow.broadcasts import SQL as BROADCASTS
 from tidings.flow.caps import SQL as CAPS
 from tidings.flow.digests import SQL as DIGESTS
 from tidings.flow.effects import SQL as EFFECTS
@@ -65,6 +66,12 @@ BESIDE = (
     "INSERT INTO digest_window (id, project_id, target, key, type_version_id, opened_at, closes_at, latest_at, reason)"
     " SELECT id, 1, id::text, 'k', 1, now(), now(), now(), '' FROM job ORDER BY job.id LIMIT 20000",
     "INSERT INTO digest_item (project_id, window_id, notification_id) SELECT 1, id, id FROM digest_window",
+    "INSERT INTO run (id, project_id, planned_at) SELECT id, 1, now() FROM job",
+    "INSERT INTO send_once (project_id, target, key, notification_id) SELECT 1, 'u' || id, 'u', id FROM job",
+    "INSERT INTO broadcast (id, project_id, type_version_id, audience, priority, lanes, status, estimated)"
+    " SELECT id, 1, 1, '{}', 2, 2, 2, 1 FROM job ORDER BY job.id LIMIT 20000",
+    "INSERT INTO broadcast_cohort (id, project_id, broadcast_id, due_at) SELECT id, 1, id, now() FROM broadcast",
+    "UPDATE notification n SET broadcast_id = b.id FROM broadcast b WHERE n.id = b.id",
     "INSERT INTO cap_counter (project_id, target, key) SELECT 1, 'u' || n, 'u' || n FROM generate_series(1, 20000) n",
     "INSERT INTO inbox_counter (project_id, user_id, last_seq)"
     " SELECT 1, 'u' || n, 10000 FROM generate_series(1, 100) n",
@@ -147,15 +154,31 @@ def hot(chosen: list[UUID]) -> dict[str, tuple[str, tuple[Any, ...]]]:
     low, high = low_high
     none: list[None] = [None] * n
     names, seqs = [f"u{i}" for i in range(n)], list(range(1, n + 1))
+    families = list(zip(*map(ids.family_range, chosen), strict=True))
+    families_low, families_high = list(families[0]), list(families[1])
+    targets = [f"u{id_}" for id_ in chosen]
     return {
         "finish_jobs": (JOBS.finish_jobs, (chosen, ones)),
         "retry_jobs": (JOBS.retry_jobs, (chosen, ones, [timedelta(0)] * n, none, ones, TODAY)),
         "extend_leases": (JOBS.extend_leases, (chosen, ones, timedelta(seconds=9), TODAY)),
+        "reschedule_jobs": (JOBS.reschedule_jobs, (chosen, ones, ones, ones, [TODAY] * n, TODAY)),
+        "advance_jobs": (JOBS.advance_jobs, (chosen, 2, TODAY)),
+        "load_jobs": (JOBS.load_jobs, (1, chosen)),
         "release_jobs": (JOBS.release_jobs, (chosen, ones, none)),
         "remove_free_jobs": (JOBS.remove_free_jobs, (1, chosen)),
         "load_users": (ACCEPT.load_users, (ones, names)),
         "load_keys": (ACCEPT.load_keys, (ones, names, TODAY)),
         "load_plans": (PLAN.load_plans, (chosen, ones, low, high, TODAY)),
+        "load_runs": (PLAN.load_runs, (chosen, ones, low, high)),
+        "load_pasts": (PLAN.load_pasts, (chosen, ones, families_low, families_high, low, high)),
+        "load_cases": (PLAN.load_cases, (chosen, ones, low, high)),
+        "load_hours": (PLAN.load_hours, (ones, names)),
+        "claim_once": (PLAN.claim_once, (ones, targets, ["u"] * n, chosen, TODAY)),
+        "apply_withdrawn": (PLAN.apply_withdrawn, ([1], chosen, low, high, TODAY)),
+        "insert_runs": (
+            PLAN.insert_runs,
+            (chosen, ones, ones, ones, ones, ones, [TODAY] * n, none, none, none, TODAY),
+        ),
         "load_deliveries": (LOAD.load_deliveries, (chosen, ones, low, high, TODAY)),
         "lock_cancelled": (SETTLE.lock_cancelled, (chosen, ones, low, high)),
         "lock_deliveries": (SETTLE.lock_deliveries, (chosen, ones, low, high)),
@@ -175,6 +198,15 @@ def hot(chosen: list[UUID]) -> dict[str, tuple[str, tuple[Any, ...]]]:
         "lift_opt_outs": (INBOUND.lift_opt_outs, (ones, ones, names, names)),
         "drop_addresses": (EFFECTS.drop_addresses, (ones, names, ones, names, TODAY)),
         "delete_lifted_letters": (EFFECTS.delete_lifted_letters, (ones, chosen)),
+        "list_idle": (EFFECTS.list_idle, (chosen, ones, families_low, families_high, low, high)),
+        "delete_once": (EFFECTS.delete_once, (ones, targets, chosen)),
+        "lock_cohorts": (BROADCASTS.lock_cohorts, (chosen, ones, TODAY)),
+        "advance_cohort": (
+            BROADCASTS.advance_cohort,
+            (1, chosen[0], "u5", 50, False, TODAY, 2, None),
+        ),
+        "end_broadcast": (BROADCASTS.end_broadcast, (1, chosen[0], 4, TODAY)),
+        "list_open_cohorts": (BROADCASTS.list_open_cohorts, (1, chosen[0], TODAY)),
         "load_hook_subjects": (
             HOOKS.load_hook_subjects,
             (chosen, ones, chosen, low, high, ones, ["delivery.sent"] * n, TODAY),

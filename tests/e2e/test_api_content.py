@@ -180,7 +180,7 @@ async def test_an_archived_type_is_taken_up_again(tenant: Any) -> None:
 
 async def test_a_type_with_every_rule_is_shown_as_it_may_be_put(tenant: Any) -> None:
     await make_template(tenant)
-    body = {
+    body: dict[str, Any] = {
         "category": "general",
         "steps": [
             {"send": ["push", "in_app"]},

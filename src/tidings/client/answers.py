@@ -123,7 +123,8 @@ class NotificationSummary(Answer, frozen=True, kw_only=True):
 
     id: str
     status: str
-    """Derived from the deliveries: queued, processing, sent, delivered, partly, failed, expired, cancelled, skipped."""
+    """Derived from the deliveries: scheduled, queued, held, digested, processing, sent, delivered, partly, failed, expired,
+    cancelled, skipped."""
     created_at: datetime
     priority: str | None = None
     type: str | None = None
@@ -139,6 +140,15 @@ class Notification(NotificationSummary, frozen=True, kw_only=True):
     type_version: int | None = None
     expires_at: datetime | None = None
     cancelled_at: datetime | None = None
+    reason: str | None = None
+    """What it waits for, or why nothing more is sent."""
+    until: datetime | None = None
+    """When it goes on."""
+    digest: str | None = None
+    """The notification that goes in its place, or will."""
+    items: int | None = None
+    """How many notifications it stands for, if it is a digest."""
+    broadcast: str | None = None
     metadata: dict[str, str] = {}
     test: bool = False
     deliveries: list[Delivery] = []
@@ -152,6 +162,56 @@ class Cancelled(Answer, frozen=True, kw_only=True):
     id: str | None = None
 
 
+class Ruling(Answer, frozen=True, kw_only=True):
+    """What one rule answered when a notification was planned."""
+
+    rule: str
+    answer: str
+    """`go`, `no` (not on this channel), `hold`, `digest`, or `stop` (no further step)."""
+    channel: str | None = None
+    level: str = "default"
+    """Where the rule that decided stands, from `user_type` to `default`."""
+    reason: str | None = None
+    until: datetime | None = None
+    detail: str | None = None
+    text: str = ""
+    """The same in a sentence."""
+
+
+class RulingsOfChannel(Answer, frozen=True, kw_only=True):
+    """What came of one delivery, with every rule that was asked for it, in order."""
+
+    channel: str
+    outcome: str
+    address: str | None = None
+    reason: str | None = None
+    text: str = ""
+    rules: list[Ruling] = []
+
+
+class RulingsOfPass(Answer, frozen=True, kw_only=True):
+    """What was ruled at one time of planning."""
+
+    at: datetime
+    rulings: list[Ruling] = []
+
+
+class Explanation(Answer, frozen=True, kw_only=True):
+    """Why a notification is where it is, or where one would go."""
+
+    status: str
+    """`refused`: it would not be accepted, and `problem` says why."""
+    text: str = ""
+    id: str | None = None
+    reason: str | None = None
+    until: datetime | None = None
+    digest: str | None = None
+    channels: list[RulingsOfChannel] = []
+    passes: list[RulingsOfPass] = []
+    """One for each time that it was planned: the rules that had an opinion."""
+    problem: Problem | None = None
+
+
 # ---------------------------------------------------------------- directory
 
 
@@ -161,6 +221,8 @@ class Project(Answer, frozen=True, kw_only=True):
     key: str
     name: str = ""
     created_at: datetime | None = None
+    settings: dict[str, Any] = {}
+    """In the form that `put_settings` takes."""
 
 
 class Blob(Answer, frozen=True, kw_only=True):
@@ -176,6 +238,7 @@ class User(Answer, frozen=True, kw_only=True):
     id: str
     locale: str | None = None
     time_zone: str | None = None
+    region: str | None = None
     attributes: dict[str, Any] = {}
     addresses: dict[str, list[str]] = {}
     """Channel to its addresses."""
@@ -224,12 +287,17 @@ class Category(Answer, frozen=True, kw_only=True):
     name: str = ""
     description: str = ""
     required: bool = False
+    defaults: dict[str, bool] = {}
+    frequency: str = "instant"
+    digest_hour: int = 9
+    quiet_hours: dict[str, Any] | None = None
+    limits: list[dict[str, Any]] = []
     created_at: datetime | None = None
     updated_at: datetime | None = None
 
 
 class NotificationType(Answer, frozen=True, kw_only=True):
-    """One version of what is told. `definition` holds every field as the server gave it."""
+    """One version of what is told."""
 
     key: str
     version: int
@@ -241,6 +309,12 @@ class NotificationType(Answer, frozen=True, kw_only=True):
     guarantee: str = "at_least_once"
     critical: bool = False
     schema: dict[str, Any] | None = None
+    tracking: bool = True
+    digest: dict[str, Any] | None = None
+    limits: list[dict[str, Any]] = []
+    quiet: str = "wait"
+    preferences: dict[str, bool] = {}
+    send_time: dict[str, Any] | None = None
     created_at: datetime | None = None
     archived_at: datetime | None = None
 
@@ -399,6 +473,191 @@ class Imported(Answer, frozen=True, kw_only=True):
     changed: int = 0
     failed: int = 0
     errors: list[LineError] = []
+
+
+# ---------------------------------------------------------------- what users want, and what they are in
+
+
+class ChannelChoice(Answer, frozen=True, kw_only=True):
+    """Whether a user hears of something on a channel, and who decided."""
+
+    on: bool
+    level: str = "default"
+    detail: str = ""
+    required: bool = False
+    locked: bool = False
+    """The user cannot change it."""
+
+
+class FrequencyChoice(Answer, frozen=True, kw_only=True):
+    """How often a user hears of a category, and who decided."""
+
+    value: str
+    level: str = "default"
+    locked: bool = False
+
+
+class CategoryChoice(Answer, frozen=True, kw_only=True):
+    """What holds for a user in a category."""
+
+    key: str
+    frequency: FrequencyChoice
+    name: str = ""
+    description: str = ""
+    required: bool = False
+    channels: dict[str, ChannelChoice] = {}
+
+
+class TypeChoice(Answer, frozen=True, kw_only=True):
+    """What holds for a user of a type."""
+
+    key: str
+    category: str = ""
+    required: bool = False
+    channels: dict[str, ChannelChoice] = {}
+
+
+class Preferences(Answer, frozen=True, kw_only=True):
+    """What a user said, and what follows from it together with the defaults."""
+
+    said: dict[str, Any] = {}
+    """In the form that `put_preferences` takes."""
+    categories: list[CategoryChoice] = []
+    types: list[TypeChoice] = []
+
+
+class Consent(Answer, frozen=True, kw_only=True):
+    """One decision. What is None is not narrowed down: no channel is all of them."""
+
+    at: datetime
+    decision: str
+    """`in`, `out`, `reset`, a frequency, or `reset_frequency`."""
+    channel: str | None = None
+    address: str | None = None
+    category: str | None = None
+    type: str | None = None
+    actor: str = ""
+    source: str = ""
+    wording: str | None = None
+    ip: str | None = None
+    user_agent: str | None = None
+    key_id: str | None = None
+
+
+class PreferenceLink(Answer, frozen=True, kw_only=True):
+    """Where a user chooses what they get, without signing in."""
+
+    url: str
+    expires_at: datetime | None = None
+
+
+class Erased(Answer, frozen=True, kw_only=True):
+    """How far erasing a user has come: `erased`, or `pending`, which ends by itself."""
+
+    status: str
+
+
+class Topic(Answer, frozen=True, kw_only=True):
+    """A named set of users."""
+
+    key: str
+    name: str = ""
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+
+
+class Membership(Answer, frozen=True, kw_only=True):
+    """A user in a topic."""
+
+    topic: str
+    user: str
+    since: datetime | None = None
+
+
+class Added(Answer, frozen=True, kw_only=True):
+    """What became of users who were to be added to a topic."""
+
+    added: int
+    already: int = 0
+    unknown: list[str] = []
+    """No users of this project; the others were added."""
+
+
+class Removed(Answer, frozen=True, kw_only=True):
+    """How many users were removed from a topic."""
+
+    removed: int
+
+
+class Segment(Answer, frozen=True, kw_only=True):
+    """A saved condition on users."""
+
+    key: str
+    name: str = ""
+    condition: dict[str, Any] = {}
+    tracked: bool = False
+    counted: int | None = None
+    """Members at `counted_at`; None: not tracked, or not counted since it changed."""
+    counted_at: datetime | None = None
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+
+
+class SegmentMember(Answer, frozen=True, kw_only=True):
+    """A user in a segment."""
+
+    user: str
+
+
+class SegmentCount(Answer, frozen=True, kw_only=True):
+    """How many users meet a condition, and some of them."""
+
+    count: int
+    sample: list[str] = []
+
+
+# ---------------------------------------------------------------- events
+
+
+class EventMade(Answer, frozen=True, kw_only=True):
+    """What a rule made of an event: a notification, or the problem with it."""
+
+    rule: str
+    id: str | None = None
+    status: str | None = None
+    idempotent_replayed: bool = False
+    problem: Problem | None = None
+
+
+class EventResult(Answer, frozen=True, kw_only=True):
+    """What became of an event."""
+
+    id: str | None = None
+    notifications: list[EventMade] = []
+    problem: Problem | None = None
+
+
+class EventResults(Answer, frozen=True, kw_only=True):
+    """What became of the events, in their order."""
+
+    results: list[EventResult] = []
+
+
+class EventRule(Answer, frozen=True, kw_only=True):
+    """Which events become which notification."""
+
+    key: str
+    type: str
+    event: dict[str, str | None] = {}
+    to: dict[str, str] = {}
+    when: dict[str, Any] | None = None
+    data: dict[str, str] | None = None
+    once: str | None = None
+    priority: str | None = None
+    metadata: dict[str, str] = {}
+    enabled: bool = True
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
 
 
 # ---------------------------------------------------------------- operations

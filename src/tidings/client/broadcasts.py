@@ -7,17 +7,8 @@ from datetime import datetime
 from typing import Any, Literal, TypedDict
 
 from tidings.client.answers import Broadcast, Estimate, Imported
-from tidings.client.requests import (
-    Call,
-    ChannelName,
-    GuaranteeName,
-    Listing,
-    PriorityName,
-    _given,
-    _path,
-    _post,
-    _query,
-)
+from tidings.client.calls import Call, ChannelName, GuaranteeName, Listing, PriorityName, given, post, to_path, to_query
+from tidings.client.calls import get as get_one
 
 
 class AudienceRequest(TypedDict, total=False):
@@ -68,7 +59,7 @@ def create(
         if local_time.tzinfo is not None:
             raise ValueError("local_time has a time zone: pass a naive datetime, which holds on each user's own clock")
         local_time = local_time.isoformat(timespec="seconds")
-    body = _given(
+    body = given(
         type=type,
         to=to,
         exclude=exclude,
@@ -86,7 +77,7 @@ def create(
         rate=rate,
         confirm=confirm,
     )
-    return _post(_path("broadcasts"), Broadcast, body, idempotency_key, traceparent)
+    return post(to_path("broadcasts"), Broadcast, body, idempotency_key, traceparent)
 
 
 def estimate(
@@ -97,13 +88,13 @@ def estimate(
     data: Mapping[str, Any] | None = None,
 ) -> Call[Estimate]:
     """How many users a broadcast would reach, with some of them. Nothing is sent."""
-    body = _given(type=type, to=to, exclude=exclude, data=data, dry_run=True)
-    return _post(_path("broadcasts"), Estimate, body, None)
+    body = given(type=type, to=to, exclude=exclude, data=data, dry_run=True)
+    return post(to_path("broadcasts"), Estimate, body, None)
 
 
 def get(id: str) -> Call[Broadcast]:
     """One broadcast, and how far it is."""
-    return Call(method="GET", path=_path("broadcasts", id), answer=Broadcast)
+    return get_one(to_path("broadcasts", id), Broadcast)
 
 
 def list_broadcasts(
@@ -112,22 +103,22 @@ def list_broadcasts(
     limit: int | None = None,
 ) -> Listing[Broadcast]:
     """Broadcasts, newest first."""
-    return Listing(path=_path("broadcasts"), item=Broadcast, query=_query(status=status, limit=limit))
+    return Listing(path=to_path("broadcasts"), item=Broadcast, query=to_query(status=status, limit=limit))
 
 
 def pause(id: str, *, idempotency_key: str | None = None) -> Call[Broadcast]:
     """Make no further notifications until it is resumed."""
-    return _post(_path("broadcasts", id, "pause"), Broadcast, {}, idempotency_key)
+    return post(to_path("broadcasts", id, "pause"), Broadcast, {}, idempotency_key)
 
 
 def resume(id: str, *, idempotency_key: str | None = None) -> Call[Broadcast]:
     """Go on where it was paused."""
-    return _post(_path("broadcasts", id, "resume"), Broadcast, {}, idempotency_key)
+    return post(to_path("broadcasts", id, "resume"), Broadcast, {}, idempotency_key)
 
 
 def cancel(id: str, *, idempotency_key: str | None = None) -> Call[Broadcast]:
     """Stop it for good, also what is not sent yet."""
-    return _post(_path("broadcasts", id, "cancel"), Broadcast, {}, idempotency_key)
+    return post(to_path("broadcasts", id, "cancel"), Broadcast, {}, idempotency_key)
 
 
 def import_users(content: bytes, *, csv: bool = False) -> Call[Imported]:
@@ -137,7 +128,7 @@ def import_users(content: bytes, *, csv: bool = False) -> Call[Imported]:
     """
     return Call(
         method="POST",
-        path=_path("users", "import"),
+        path=to_path("users", "import"),
         answer=Imported,
         body=content,
         content_type="text/csv" if csv else "application/x-ndjson",

@@ -103,8 +103,14 @@ class FeedLanes:
         if not decided:
             self._blocked = True
             return 0
-        done, lanes = await self._handler.feed([Share(w.lane, w.priority, w.project_id, None, n) for w, n in decided])
-        if self._observe_batch is not None and done:
-            self._observe_batch("plan", done)
-        self._wakes.announce(lanes)
-        return done
+        shares = [Share(w.lane, w.priority, w.project_id, None, n) for w, n in decided]
+        # What is critical does not wait for the commit of all that is planned beside it.
+        parts = [s for s in shares if s.priority == 0], [s for s in shares if s.priority > 0]
+        total = 0
+        for part in filter(None, parts):
+            done, lanes = await self._handler.feed(part)
+            if self._observe_batch is not None and done:
+                self._observe_batch("plan", done)
+            self._wakes.announce(lanes)
+            total += done
+        return total

@@ -33,8 +33,9 @@ SELECT status, test, priority, lanes, traceparent, expanded FROM broadcast WHERE
 
 -- name: list_open_cohorts
 -- Those that have somebody left to tell, with whether their time is still to come.
-SELECT id, due_at, due_at > coalesce($3::timestamptz, now()) AS ahead FROM broadcast_cohort
-WHERE project_id = $1 AND broadcast_id = $2 AND ended_at IS NULL
+SELECT id, due_at, due_at > coalesce($3::timestamptz, now()) AS ahead
+FROM (  -- OFFSET 0: else it may be looked for in the order of all cohorts' ids
+    SELECT * FROM broadcast_cohort WHERE project_id = $1 AND broadcast_id = $2 AND ended_at IS NULL OFFSET 0) c
 ORDER BY id;
 
 -- name: update_status

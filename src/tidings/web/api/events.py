@@ -42,7 +42,12 @@ _EVENT: Final = {
         "data_base64": {"type": "string", "contentEncoding": "base64"},
     },
 }
-_EVENTS: Final = {"type": "array", "items": _EVENT, "maxItems": EVENTS_MAX}
+_EVENTS: Final = {
+    "type": "array",
+    "description": "Events, as the form for one has them. What is none gets a problem in its place.",
+    "items": {},
+    "maxItems": EVENTS_MAX,
+}
 _BODY: Final[dict[str, Any]] = {
     "requestBody": {
         "required": True,
