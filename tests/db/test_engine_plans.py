@@ -66,7 +66,7 @@ BESIDE = (
     "INSERT INTO digest_window (id, project_id, target, key, type_version_id, opened_at, closes_at, latest_at, reason)"
     " SELECT id, 1, id::text, 'k', 1, now(), now(), now(), '' FROM job ORDER BY job.id LIMIT 20000",
     "INSERT INTO digest_item (project_id, window_id, notification_id) SELECT 1, id, id FROM digest_window",
-    "INSERT INTO run (id, project_id, planned_at) SELECT id, 1, now() FROM job",
+    "INSERT INTO run (id, project_id, step) SELECT id, 1, 0 FROM job",
     "INSERT INTO send_once (project_id, target, key, notification_id) SELECT 1, 'u' || id, 'u', id FROM job",
     "INSERT INTO broadcast (id, project_id, type_version_id, audience, priority, lanes, status, estimated)"
     " SELECT id, 1, 1, '{}', 2, 2, 2, 1 FROM job ORDER BY job.id LIMIT 20000",
@@ -203,7 +203,7 @@ def hot(chosen: list[UUID]) -> dict[str, tuple[str, tuple[Any, ...]]]:
         "lock_cohorts": (BROADCASTS.lock_cohorts, (chosen, ones, TODAY)),
         "advance_cohort": (
             BROADCASTS.advance_cohort,
-            (1, chosen[0], "u5", 50, False, TODAY, 2, None),
+            (1, chosen[0], chosen[0], "u5", 50, False, TODAY, 2, None),
         ),
         "end_broadcast": (BROADCASTS.end_broadcast, (1, chosen[0], 4, TODAY)),
         "list_open_cohorts": (BROADCASTS.list_open_cohorts, (1, chosen[0], TODAY)),

@@ -1,8 +1,4 @@
-"""The two clients: the same methods over `httpx.Client` and over `httpx.AsyncClient`.
-
-Each method is written once, as a function of `requests` that makes a `Call`. The descriptors below give it to both
-classes with its own signature: `Blocking` carries the call out, `Awaited` returns a coroutine that does.
-"""
+"""The two clients: how a call of `requests` and its kin is carried out over `httpx.Client` and `httpx.AsyncClient`."""
 
 from __future__ import annotations
 
@@ -15,15 +11,16 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from types import TracebackType
-from typing import Any, Final, Generic, ParamSpec, Self, TypeVar, cast
+from typing import Any, Final, Self, TypeVar, cast
 from urllib.parse import urlsplit
 
 import httpx
 import msgspec
 
-from tidings.client import broadcasts, requests
+from tidings.client import requests
 from tidings.client.answers import Accepted, Problem
 from tidings.client.attempts import Patience, Retries, parse_retry_after
+from tidings.client.calls import Call, Listing
 from tidings.client.errors import (
     BatchInterrupted,
     ServerFailed,
@@ -31,9 +28,9 @@ from tidings.client.errors import (
     TidingsConnectionError,
     to_error,
 )
-from tidings.client.requests import Call, Listing, NotificationRequest
+from tidings.client.groups import Groups
+from tidings.client.requests import NotificationRequest
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 DEFAULT_URL: Final = "http://127.0.0.1:8000"
@@ -111,7 +108,7 @@ def _parse_answer(call: Call[T], response: httpx.Response, *, repeated: bool) ->
         TidingsAPIError: the server refused, or what answered does not speak like a Tidings server.
     """
     status = response.status_code
-    if call.method == "DELETE" and status == 404 and repeated:
+    if call.method == "DELETE" and call.answer is None and status == 404 and repeated:
         return cast(T, None)  # an earlier try, whose answer was lost, has done it
     if status >= 300 and status not in call.also_good:
         error = to_error(_parse_problem(response))
@@ -163,154 +160,10 @@ def _version() -> str:
         return "0"
 
 
-# ---------------------------------------------------------------- from a function that makes a call to a method
-
-
-class Blocking(Generic[P, T]):
-    """A method of the sync client."""
-
-    def __init__(self, make: Callable[P, Call[T]]) -> None:
-        self._make = make
-        self.__doc__ = make.__doc__
-
-    def __get__(self, owner: _Sync, _: type[Any] | None = None) -> Callable[P, T]:
-        @functools.wraps(self._make)
-        def method(*args: P.args, **kwargs: P.kwargs) -> T:
-            return owner._client.run(self._make(*args, **kwargs))
-
-        return method
-
-
-class Awaited(Generic[P, T]):
-    """A method of the async client."""
-
-    def __init__(self, make: Callable[P, Call[T]]) -> None:
-        self._make = make
-        self.__doc__ = make.__doc__
-
-    def __get__(self, owner: _Async, _: type[Any] | None = None) -> Callable[P, Awaitable[T]]:
-        @functools.wraps(self._make)
-        async def method(*args: P.args, **kwargs: P.kwargs) -> T:
-            return await owner._client.run(self._make(*args, **kwargs))
-
-        return method
-
-
-class BlockingPages(Generic[P, T]):
-    """A method of the sync client that iterates over a list, page by page as it is consumed."""
-
-    def __init__(self, make: Callable[P, Listing[T]]) -> None:
-        self._make = make
-        self.__doc__ = make.__doc__
-
-    def __get__(self, owner: _Sync, _: type[Any] | None = None) -> Callable[P, Iterator[T]]:
-        @functools.wraps(self._make)
-        def method(*args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
-            return owner._client.pages(self._make(*args, **kwargs))
-
-        return method
-
-
-class AwaitedPages(Generic[P, T]):
-    """A method of the async client that iterates over a list, page by page as it is consumed."""
-
-    def __init__(self, make: Callable[P, Listing[T]]) -> None:
-        self._make = make
-        self.__doc__ = make.__doc__
-
-    def __get__(self, owner: _Async, _: type[Any] | None = None) -> Callable[P, AsyncIterator[T]]:
-        @functools.wraps(self._make)
-        def method(*args: P.args, **kwargs: P.kwargs) -> AsyncIterator[T]:
-            return owner._client.pages(self._make(*args, **kwargs))
-
-        return method
-
-
 # ---------------------------------------------------------------- sync
 
 
-class _Sync:
-    """Something whose methods go through a `Client`: the client itself, or one of its groups."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-
-
-class _Blobs(_Sync):
-    create = Blocking(requests.create_blob)
-
-
-class _Users(_Sync):
-    put = Blocking(requests.put_user)
-    get = Blocking(requests.get_user)
-    list = BlockingPages(requests.list_users)
-    delete = Blocking(requests.delete_user)
-    put_addresses = Blocking(requests.put_addresses)
-    inbox = BlockingPages(requests.list_inbox)
-    create_token = Blocking(requests.create_token)
-    import_file = Blocking(broadcasts.import_users)
-
-
-class _Broadcasts(_Sync):
-    create = Blocking(broadcasts.create)
-    estimate = Blocking(broadcasts.estimate)
-    get = Blocking(broadcasts.get)
-    list = BlockingPages(broadcasts.list_broadcasts)
-    pause = Blocking(broadcasts.pause)
-    resume = Blocking(broadcasts.resume)
-    cancel = Blocking(broadcasts.cancel)
-
-
-class _Categories(_Sync):
-    put = Blocking(requests.put_category)
-    get = Blocking(requests.get_category)
-    list = BlockingPages(requests.list_categories)
-    delete = Blocking(requests.delete_category)
-
-
-class _Types(_Sync):
-    put = Blocking(requests.put_type)
-    get = Blocking(requests.get_type)
-    list = BlockingPages(requests.list_types)
-    versions = BlockingPages(requests.list_type_versions)
-    delete = Blocking(requests.delete_type)
-
-
-class _Templates(_Sync):
-    put = Blocking(requests.put_template)
-    get = Blocking(requests.get_template)
-    list = BlockingPages(requests.list_templates)
-    create_version = Blocking(requests.create_template_version)
-    get_version = Blocking(requests.get_template_version)
-    versions = BlockingPages(requests.list_template_versions)
-    publish = Blocking(requests.publish_template)
-    rollback = Blocking(requests.rollback_template)
-    preview = Blocking(requests.preview_template)
-
-
-class _Accounts(_Sync):
-    put = Blocking(requests.put_account)
-    get = Blocking(requests.get_account)
-    list = BlockingPages(requests.list_accounts)
-    check = Blocking(requests.check_account)
-    delete = Blocking(requests.delete_account)
-
-
-class _Keys(_Sync):
-    create = Blocking(requests.create_key)
-    get = Blocking(requests.get_key)
-    list = BlockingPages(requests.list_keys)
-    revoke = Blocking(requests.revoke_key)
-
-
-class _DeadLetters(_Sync):
-    list = BlockingPages(requests.list_dead_letters)
-    replay = Blocking(requests.replay_dead_letter)
-    replay_many = Blocking(requests.replay_dead_letters)
-    replay_all = Blocking(requests.replay_all_dead_letters)
-
-
-class Client(_Sync):
+class Client(Groups["Client"]):
     """The sync client. Safe to share between threads; close it, or use it in a `with` block."""
 
     def __init__(
@@ -340,24 +193,6 @@ class Client(_Sync):
         self._at = _Connection(url, api_key, retries, rng, monotonic)
         self._sleep = sleep
         self._http = httpx.Client(headers=self._at.headers, trust_env=self._at.trust_env, transport=transport)
-        self.blobs = _Blobs(self)
-        self.users = _Users(self)
-        self.broadcasts = _Broadcasts(self)
-        self.categories = _Categories(self)
-        self.types = _Types(self)
-        self.templates = _Templates(self)
-        self.accounts = _Accounts(self)
-        self.keys = _Keys(self)
-        self.dead_letters = _DeadLetters(self)
-
-    send = Blocking(requests.send)
-    get = Blocking(requests.get)
-    list = BlockingPages(requests.list_notifications)
-    cancel = Blocking(requests.cancel)
-    audit = BlockingPages(requests.list_audit)
-    project = Blocking(requests.get_project)
-    health = Blocking(requests.get_health)
-    readiness = Blocking(requests.get_readiness)
 
     def send_batch(
         self,
@@ -426,88 +261,7 @@ class Client(_Sync):
 # ---------------------------------------------------------------- async
 
 
-class _Async:
-    """Something whose methods go through an `AsyncClient`."""
-
-    def __init__(self, client: AsyncClient) -> None:
-        self._client = client
-
-
-class _AsyncBlobs(_Async):
-    create = Awaited(requests.create_blob)
-
-
-class _AsyncUsers(_Async):
-    put = Awaited(requests.put_user)
-    get = Awaited(requests.get_user)
-    list = AwaitedPages(requests.list_users)
-    delete = Awaited(requests.delete_user)
-    put_addresses = Awaited(requests.put_addresses)
-    inbox = AwaitedPages(requests.list_inbox)
-    create_token = Awaited(requests.create_token)
-    import_file = Awaited(broadcasts.import_users)
-
-
-class _AsyncBroadcasts(_Async):
-    create = Awaited(broadcasts.create)
-    estimate = Awaited(broadcasts.estimate)
-    get = Awaited(broadcasts.get)
-    list = AwaitedPages(broadcasts.list_broadcasts)
-    pause = Awaited(broadcasts.pause)
-    resume = Awaited(broadcasts.resume)
-    cancel = Awaited(broadcasts.cancel)
-
-
-class _AsyncCategories(_Async):
-    put = Awaited(requests.put_category)
-    get = Awaited(requests.get_category)
-    list = AwaitedPages(requests.list_categories)
-    delete = Awaited(requests.delete_category)
-
-
-class _AsyncTypes(_Async):
-    put = Awaited(requests.put_type)
-    get = Awaited(requests.get_type)
-    list = AwaitedPages(requests.list_types)
-    versions = AwaitedPages(requests.list_type_versions)
-    delete = Awaited(requests.delete_type)
-
-
-class _AsyncTemplates(_Async):
-    put = Awaited(requests.put_template)
-    get = Awaited(requests.get_template)
-    list = AwaitedPages(requests.list_templates)
-    create_version = Awaited(requests.create_template_version)
-    get_version = Awaited(requests.get_template_version)
-    versions = AwaitedPages(requests.list_template_versions)
-    publish = Awaited(requests.publish_template)
-    rollback = Awaited(requests.rollback_template)
-    preview = Awaited(requests.preview_template)
-
-
-class _AsyncAccounts(_Async):
-    put = Awaited(requests.put_account)
-    get = Awaited(requests.get_account)
-    list = AwaitedPages(requests.list_accounts)
-    check = Awaited(requests.check_account)
-    delete = Awaited(requests.delete_account)
-
-
-class _AsyncKeys(_Async):
-    create = Awaited(requests.create_key)
-    get = Awaited(requests.get_key)
-    list = AwaitedPages(requests.list_keys)
-    revoke = Awaited(requests.revoke_key)
-
-
-class _AsyncDeadLetters(_Async):
-    list = AwaitedPages(requests.list_dead_letters)
-    replay = Awaited(requests.replay_dead_letter)
-    replay_many = Awaited(requests.replay_dead_letters)
-    replay_all = Awaited(requests.replay_all_dead_letters)
-
-
-class AsyncClient(_Async):
+class AsyncClient(Groups["AsyncClient"]):
     """The client for asyncio; the same methods, awaited. Close it, or use it in an `async with` block."""
 
     def __init__(
@@ -530,24 +284,6 @@ class AsyncClient(_Async):
         self._at = _Connection(url, api_key, retries, rng, monotonic)
         self._sleep = sleep
         self._http = httpx.AsyncClient(headers=self._at.headers, trust_env=self._at.trust_env, transport=transport)
-        self.blobs = _AsyncBlobs(self)
-        self.users = _AsyncUsers(self)
-        self.broadcasts = _AsyncBroadcasts(self)
-        self.categories = _AsyncCategories(self)
-        self.types = _AsyncTypes(self)
-        self.templates = _AsyncTemplates(self)
-        self.accounts = _AsyncAccounts(self)
-        self.keys = _AsyncKeys(self)
-        self.dead_letters = _AsyncDeadLetters(self)
-
-    send = Awaited(requests.send)
-    get = Awaited(requests.get)
-    list = AwaitedPages(requests.list_notifications)
-    cancel = Awaited(requests.cancel)
-    audit = AwaitedPages(requests.list_audit)
-    project = Awaited(requests.get_project)
-    health = Awaited(requests.get_health)
-    readiness = Awaited(requests.get_readiness)
 
     async def send_batch(
         self,

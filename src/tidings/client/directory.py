@@ -1,5 +1,5 @@
-"""What can be asked of what exists before a notification: categories, types, templates, accounts, event rules, keys, and
-the project with its audit trail. As in `requests`.
+"""What can be asked of what exists before a notification: categories, types, templates, accounts, event rules, keys,
+and the project with its audit trail. As in `requests`.
 """
 
 from __future__ import annotations
@@ -8,20 +8,6 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
-from tidings.client.answers import (
-    Account,
-    AccountCheck,
-    ApiKey,
-    AuditEntry,
-    Category,
-    CreatedKey,
-    EventRule,
-    NotificationType,
-    Preview,
-    Project,
-    Template,
-    TemplateVersion,
-)
 from tidings.client.calls import (
     Call,
     ChannelName,
@@ -38,7 +24,20 @@ from tidings.client.calls import (
     to_path,
     to_query,
 )
-
+from tidings.client.records import (
+    Account,
+    AccountCheck,
+    ApiKey,
+    AuditEntry,
+    Category,
+    CreatedKey,
+    EventRule,
+    NotificationType,
+    Preview,
+    Project,
+    Template,
+    TemplateVersion,
+)
 
 # ---------------------------------------------------------------- categories, types
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypedDict
 
-from tidings.client.answers import (
+from tidings.client.calls import Call, ChannelName, Listing, ask, delete, encode, get, given, put, to_path, to_query
+from tidings.client.records import (
     Added,
     Consent,
     Erased,
@@ -22,7 +23,6 @@ from tidings.client.answers import (
     User,
     UserToken,
 )
-from tidings.client.calls import Call, ChannelName, Listing, ask, delete, encode, get, given, put, to_path, to_query
 
 
 class PreferencesRequest(TypedDict, total=False):

@@ -2,8 +2,8 @@
 
 An argument that is None is left out of the request, so that the server's default holds. Wherever a POST is made,
 `idempotency_key` may name the operation; without one the client makes its own, which covers its own retries.
-What is about users stands in `people`, what is about many at once in `broadcasts`, what types, templates and so on are in
-`directory`.
+What is about users stands in `people`, what is about many at once in `broadcasts`, and what is about types, templates
+and the like in `directory`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import msgspec
 from tidings.client.answers import (
     Accepted,
     BatchAnswer,
-    Blob,
     Cancelled,
     DeadLetter,
     EventResults,
@@ -42,6 +41,7 @@ from tidings.client.calls import (
     to_query,
 )
 from tidings.client.calls import get as get_one
+from tidings.client.records import Blob
 
 BATCH_ITEMS: Final = 1_000
 BATCH_BYTES: Final = 15_000_000

@@ -2,12 +2,12 @@
 -- The time zones of a project's users, '' for those without one: a skip scan, a step for each zone.
 WITH RECURSIVE zone AS (
     (SELECT coalesce(u.time_zone, '') AS name FROM app_user u
-     WHERE u.project_id = $1 ORDER BY coalesce(u.time_zone, '') LIMIT 1)
+     WHERE u.project_id + 0 = $1 ORDER BY coalesce(u.time_zone, '') LIMIT 1)  -- + 0: as the index is made
     UNION ALL
     SELECT n.name
     FROM zone z CROSS JOIN LATERAL (
         SELECT coalesce(u.time_zone, '') AS name FROM app_user u
-        WHERE u.project_id = $1 AND coalesce(u.time_zone, '') > z.name
+        WHERE u.project_id + 0 = $1 AND coalesce(u.time_zone, '') > z.name
         ORDER BY coalesce(u.time_zone, '') LIMIT 1) n
 )
 SELECT name FROM zone;
@@ -69,7 +69,7 @@ WITH candidate AS MATERIALIZED (
 ), chosen AS MATERIALIZED (
     SELECT c.id
     FROM candidate c CROSS JOIN LATERAL (
-        SELECT * FROM app_user u WHERE u.project_id = $1 AND u.id = c.id COLLATE "default" OFFSET 0) u
+        SELECT * FROM app_user u WHERE u.project_id = $1 AND u.id = c.id OFFSET 0) u
     WHERE {wanted}
     ORDER BY c.id LIMIT $14
 )
@@ -103,7 +103,7 @@ WITH chosen AS MATERIALIZED (
     SELECT u.id COLLATE "C" AS id
     FROM (
         SELECT * FROM app_user u
-        WHERE u.project_id = $1 AND coalesce(u.time_zone, '') = $18::text AND u.id COLLATE "C" > $15::text
+        WHERE u.project_id + 0 = $1 AND coalesce(u.time_zone, '') = $18::text AND u.id COLLATE "C" > $15::text
         ORDER BY u.id COLLATE "C" LIMIT $16) u
     WHERE {meant} AND {wanted}
     ORDER BY u.id COLLATE "C" LIMIT $17
@@ -113,7 +113,7 @@ FROM (SELECT ARRAY(SELECT id FROM chosen) AS ids) c
 CROSS JOIN LATERAL (
     SELECT count(*)::int AS looked_at, max(id) AS last FROM (
         SELECT u.id COLLATE "C" AS id FROM app_user u
-        WHERE u.project_id = $1 AND coalesce(u.time_zone, '') = $18::text AND u.id COLLATE "C" > $15::text
+        WHERE u.project_id + 0 = $1 AND coalesce(u.time_zone, '') = $18::text AND u.id COLLATE "C" > $15::text
         ORDER BY u.id COLLATE "C" LIMIT CASE WHEN cardinality(c.ids) < $17 THEN $16 ELSE 0 END) w
 ) w;
 
@@ -127,7 +127,7 @@ WITH candidate AS MATERIALIZED (
 ), chosen AS MATERIALIZED (
     SELECT c.id
     FROM candidate c CROSS JOIN LATERAL (
-        SELECT * FROM app_user u WHERE u.project_id = $1 AND u.id = c.id COLLATE "default" OFFSET 0) u
+        SELECT * FROM app_user u WHERE u.project_id = $1 AND u.id = c.id OFFSET 0) u
     WHERE {wanted}
 )
 SELECT (SELECT count(*) FROM chosen) AS count,

@@ -87,9 +87,10 @@ CREATE TABLE broadcast_cohort (
 ) WITH (fillfactor = 50);
 CREATE INDEX broadcast_cohort_by_broadcast ON broadcast_cohort (broadcast_id);
 
--- Cursors go by octets, as the topics do, whatever the database's collation is.
-CREATE INDEX app_user_in_order ON app_user (project_id, id COLLATE "C");
-CREATE INDEX app_user_by_zone ON app_user (project_id, coalesce(time_zone, ''), id COLLATE "C");
+-- Cursors over users go by octets, as those over topics do, whatever the database's collation is.
+ALTER TABLE app_user ALTER COLUMN id TYPE text COLLATE "C";
+-- By an expression, so that no look-up of a user by key takes it for the better one while the table is empty.
+CREATE INDEX app_user_by_zone ON app_user ((project_id + 0), coalesce(time_zone, ''), id COLLATE "C");
 
 -- Which events become which notifications.
 CREATE TABLE event_rule (
