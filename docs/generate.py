@@ -145,7 +145,7 @@ def render_commands() -> str:
     """Every command with its options, as `--help` has them."""
     text: str = app.generate_docs()
     # The library names the program after what is running; a test runner started with `python -m` leaks into the usage.
-    text = re.sub(r"^(tidings [a-z]+) -m \S+", r"\1", text, flags=re.MULTILINE)
+    text = re.sub(r"^(tidings [a-z ]+) -m \S+", r"\1", text, flags=re.MULTILINE)
     return text[text.index("## tidings ") :].rstrip()
 
 

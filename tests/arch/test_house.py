@@ -14,14 +14,12 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 READ_THE_ENVIRONMENT = {
     "settings.py": "all settings, for everybody",
-    "cli.py": "where the API is, for the commands that are its clients",
+    "cli/reach.py": "where the API is, for the commands that are its clients",
     "client/clients.py": "the same for programs; the client knows no settings",
 }
 
 LINES = 600
 LONGER = {
-    "client/requests.py": "what can be asked, one small function after another, once for both clients",
-    "cli.py": "one command after another; splitting would only scatter them",
     "db/embedded.py": "one supervisor, whose steps have to be read together",
 }
 """Files with more than `LINES` lines, and why they are not two."""

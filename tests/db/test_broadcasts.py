@@ -20,7 +20,7 @@ from tidings.directory.users import delete_user, put_user
 from tidings.engine import jobs as queue
 from tidings.engine.jobs import FEEDER, LAST_FEEDER
 from tidings.engine.shares import Share
-from tidings.errors import ConfirmationNeeded, Conflict, Forbidden, Invalid, NotFound
+from tidings.errors import ConfirmationNeeded, Conflict, Forbidden, Invalid, NotFound, Unavailable
 from tidings.flow import audience, broadcasts
 from tidings.flow.audience import Sources
 from tidings.flow.broadcasts import Ask, Broadcast, Broadcaster, BroadcastStatus, load_broadcast
@@ -502,3 +502,30 @@ def test_local_moments() -> None:
     twice = datetime(2027, 10, 31, 2, 30)
     [berlin, _] = broadcasts.plan_cohorts(twice, [""], "Europe/Berlin", now, apart=False)
     assert berlin.due_at == datetime(2027, 10, 31, 0, 30, tzinfo=UTC), "the first of the two"
+
+
+async def test_segments_that_take_too_long_stop_nobody_else(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page is given up soon, and with no error of PostgreSQL's: so the planner puts aside this job alone."""
+    monkeypatch.setattr(audience, "PAGE_TIMEOUT", timedelta(milliseconds=50))
+    await stage.segment("idle", {"not": {"engaged": "opened", "within": "30d"}})
+    broadcast = await stage.create(Sources(segments=["idle"]))
+    async with stage.database.acquire() as other:
+        await other.execute("BEGIN; LOCK TABLE user_engagement IN ACCESS EXCLUSIVE MODE")
+        with pytest.raises(Unavailable):
+            await stage.step()
+        assert await stage.told(broadcast) == []
+        await other.execute("ROLLBACK")
+    monkeypatch.undo()
+    await stage.run()
+    assert len(await stage.told(broadcast)) == broadcast.estimated > 0
+
+
+async def test_an_audience_has_so_many_conditions_at_most(stage: Stage) -> None:
+    many = {"any": [{"user": "a.b.c.d.e.f.g.h", "is": n} for n in range(49)]}
+    for n in range(6):
+        await stage.segment(f"s{n}", many)
+    named = [f"s{n}" for n in range(6)]
+    await stage.create(Sources(segments=named), Sources(segments=named[:4]))
+    with pytest.raises(Invalid) as refused:
+        await stage.create(Sources(segments=named), Sources(segments=named[:5]))
+    assert refused.value.errors[0].pointer == "/to"

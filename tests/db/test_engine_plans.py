@@ -173,7 +173,7 @@ def hot(chosen: list[UUID]) -> dict[str, tuple[str, tuple[Any, ...]]]:
         "load_pasts": (PLAN.load_pasts, (chosen, ones, families_low, families_high, low, high)),
         "load_cases": (PLAN.load_cases, (chosen, ones, low, high)),
         "load_hours": (PLAN.load_hours, (ones, names)),
-        "claim_once": (PLAN.claim_once, (ones, targets, ["u"] * n, chosen, TODAY)),
+        "claim_once": (EFFECTS.claim_once, (ones, targets, ["u"] * n, chosen, TODAY)),
         "apply_withdrawn": (PLAN.apply_withdrawn, ([1], chosen, low, high, TODAY)),
         "insert_runs": (
             PLAN.insert_runs,
@@ -198,6 +198,7 @@ def hot(chosen: list[UUID]) -> dict[str, tuple[str, tuple[Any, ...]]]:
         "lift_opt_outs": (INBOUND.lift_opt_outs, (ones, ones, names, names)),
         "drop_addresses": (EFFECTS.drop_addresses, (ones, names, ones, names, TODAY)),
         "delete_lifted_letters": (EFFECTS.delete_lifted_letters, (ones, chosen)),
+        "lock_runs": (EFFECTS.lock_runs, (chosen, ones, low, high)),
         "list_idle": (EFFECTS.list_idle, (chosen, ones, families_low, families_high, low, high)),
         "delete_once": (EFFECTS.delete_once, (ones, targets, chosen)),
         "lock_cohorts": (BROADCASTS.lock_cohorts, (chosen, ones, TODAY)),

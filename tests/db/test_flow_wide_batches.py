@@ -17,6 +17,7 @@ from uuid import UUID
 from tidings import ids
 from tidings.db.partitions import ensure_partitions
 from tidings.db.pool import Database
+from tidings.flow.effects import SQL as EFFECTS
 from tidings.flow.intervene import SQL as INTERVENE
 from tidings.flow.load import SQL as LOAD
 from tidings.flow.plan import SQL as PLAN
@@ -47,8 +48,14 @@ async def test_a_batch_of_old_and_new_rows_reads_only_its_own(database: Database
     chosen = made[:25] + made[-25:]
     n, (low, high) = len(chosen), ids.family_bounds(chosen)
     ones = [1] * n
+    families = list(zip(*map(ids.family_range, chosen), strict=True))
+    lows, highs = list(families[0]), list(families[1])
     statements = {
         "load_plans": (PLAN.load_plans, (chosen, ones, low, high, None)),
+        "load_runs": (PLAN.load_runs, (chosen, ones, low, high)),
+        "load_pasts": (PLAN.load_pasts, (chosen, ones, lows, highs, low, high)),
+        "load_cases": (PLAN.load_cases, (chosen, ones, low, high)),
+        "list_idle": (EFFECTS.list_idle, (chosen, ones, lows, highs, low, high)),
         "load_deliveries": (LOAD.load_deliveries, (chosen, ones, low, high, None)),
         "lock_cancelled": (SETTLE.lock_cancelled, (chosen, ones, low, high)),
         "lock_deliveries": (SETTLE.lock_deliveries, (chosen, ones, low, high)),
@@ -66,6 +73,7 @@ async def test_a_batch_of_old_and_new_rows_reads_only_its_own(database: Database
         for table in (
             "notification (id, project_id, priority) SELECT id, 1, 2",
             "delivery (id, project_id, notification_id, channel, status, address) SELECT id, 1, id, 1, 4, 'a'",
+            "run (id, project_id, step) SELECT id, 1, 0",
         ):
             await conn.execute(f"INSERT INTO {table} FROM unnest($1::uuid[]) AS x (id)", made)
         for name, (_, args) in statements.items():

@@ -566,3 +566,15 @@ async def test_a_topic_can_be_asked_for(database: Database, actor: Actor) -> Non
     await database.transaction(lambda conn: apply_members(conn, actor, "project/42/comments", ["ada"]))
     for pattern, expected in (("project/42/#", ["ada"]), ("project/42", []), ("project/4/#", []), ("#", ["ada"])):
         assert await list_members(database, actor.project_id, parse_segment({"topic": pattern})) == expected
+
+
+async def test_a_project_whose_conditions_fail_holds_up_no_other(database: Database, actor: Actor) -> None:
+    """Such as after a newer Tidings wrote them, or when they take longer than a statement may."""
+    other = Actor((await database.transaction(lambda conn: create_project(conn, "later", ""))).id, "cli")
+    for one in (actor, other):
+        await add_user(database, one, "ada")
+        await put(database, one, "all", {"user": "id", "exists": True}, tracked=True)
+    change = "UPDATE segment SET condition = $2::jsonb WHERE project_id = $1"
+    await database.execute(change, min(actor.project_id, other.project_id), '{"moon": "full"}')
+    assert await refresh_segments(database) == 1
+    assert await bits_of(database, other) == {"ada": 1}

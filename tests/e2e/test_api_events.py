@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import json
+import time
 from typing import Any
 
 import pytest
@@ -208,3 +211,58 @@ async def test_a_send_once_key_is_stored_with_the_notification(shop: Any) -> Non
         refused = await shop.post("/api/v1/notifications", {**direct, "once": bad})
         assert refused.status_code == 422
         assert refused.json()["errors"][0]["pointer"] == "/once"
+
+
+async def test_an_event_is_bounded_in_size(shop: Any) -> None:
+    """Conditions of rules look through all of its data, while others wait."""
+    large = {**EVENT, "id": "e-2", "data": {**EVENT["data"], "list": [1] * 150_000}}
+    assert (await _post(shop, large)).status_code == 413
+    answer = await _post(shop, [large, EVENT], "application/cloudevents-batch+json")
+    assert answer.status_code == 202
+    first, second = answer.json()["results"]
+    assert (first["id"], first["problem"]["status"]) == ("e-2", 413)
+    assert len(second["notifications"]) == 1
+
+
+async def test_costly_rules_hold_up_nobody_else(shop: Any) -> None:
+    """A thousand events against conditions with long lists: others get their turn meanwhile, and it ends."""
+    values = [*range(99), 2.5]
+    when = {"any": [{"data": "n", "not_in": [*values, 7 + i][1:]} for i in range(48)]}
+    for n in range(20):
+        assert (await shop.put(f"{RULES}/costly-{n}", {**RULE, "when": when})).status_code == 201
+    events = [{**EVENT, "id": f"e{n}", "data": {"n": 7}} for n in range(300)]
+    busy = asyncio.create_task(_post(shop, events, "application/cloudevents-batch+json"))
+    longest = 0.0
+    while not busy.done():
+        began = time.perf_counter()
+        await asyncio.sleep(0)
+        longest = max(longest, time.perf_counter() - began)
+    assert (await busy).status_code in (202, 503)
+    assert longest < 1
+
+
+async def test_nul_in_binary_data_is_refused_for_that_event_alone(shop: Any) -> None:
+    """The edge looks for it in the body; here it is hidden in base64."""
+    for text in ('{"customer": {"id": "ada"}, "order": {"id": "\\u0000"}}', '{"customer": {"id": "a\\u0000"}}'):
+        hidden = {**EVENT, "id": "e-3", "data_base64": base64.b64encode(text.encode()).decode()}
+        del hidden["data"]
+        answer = await _post(shop, [hidden, {**EVENT, "id": text}], "application/cloudevents-batch+json")
+        assert answer.status_code == 202, answer.text
+        first, second = answer.json()["results"]
+        assert "problem" in (first["notifications"] or [first])[0], first
+        assert "id" in second["notifications"][0]
+
+
+async def test_explaining_takes_leave_to_read(shop: Any) -> None:
+    """It shows a user's addresses and choices, which a key that may only send does not see."""
+    body: dict[str, Any] = {"notification": {"type": "order", "to": {"user": "ada"}, "data": {"order": "A-1"}}}
+    assert "ada@example.com" in (await shop.post("/api/v1/explain", body)).text
+    shop.token = await shop.api.new_key(shop.project_id, (Scope.send,))
+    assert (await shop.post("/api/v1/explain", body)).status_code == 403
+
+
+@pytest.mark.parametrize("at", ["9999-12-31T00:00:00Z", "0001-01-01T00:00:00Z"])
+async def test_what_if_it_were_the_end_of_the_calendar(shop: Any, at: str) -> None:
+    body = {"notification": {"type": "order", "to": {"user": "ada"}, "data": {"order": "A-1"}}, "at": at}
+    answer = await shop.post("/api/v1/explain", body)
+    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/at")

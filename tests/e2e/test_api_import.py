@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import json
+import tracemalloc
 from collections.abc import AsyncIterator
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -149,3 +153,47 @@ async def test_many_and_a_line_that_is_too_long(tenant: Any) -> None:
     told = (await send(tenant, parts(), "application/x-ndjson")).json()
     assert (told["imported"], told["changed"]) == (2501, 2501)
     assert told["errors"][0]["line"] == 2501
+
+
+@pytest.mark.parametrize(
+    "head", [b"id," + b"x" * 200_000, b"id," + b",".join(b"attributes.a%d" % n for n in range(5_000))]
+)
+async def test_a_header_that_is_too_large_is_refused(tenant: Any, head: bytes) -> None:
+    """Each of its columns is compared with the others."""
+    answer = await send(tenant, head + b"\nu-1\n", "text/csv")
+    assert (answer.status_code, answer.json()["title"]) == (422, "Invalid request"), answer.text
+
+
+def test_no_row_is_held_in_memory_whole() -> None:
+    """Neither a long line nor a row of many lines; and both are told with the line that they begin on."""
+    cells, quoted = b"," * 10_000_000, b'"' + b'\n",\n"' * 2_000_000 + b'"'
+    file = io.BytesIO(b"\n".join([b"id,email", b"a,", cells, b"b,", b"x" + quoted]))
+    tracemalloc.start()
+    try:
+        read = list(islice(imports._read_csv(file), 4))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert [number for number, _ in read] == [2, 3, 4, 5]
+    assert [isinstance(line, list) for _, line in read] == [False, True, False, True]
+    assert peak < 16 * 1024**2
+
+
+async def test_slow_files_of_one_project_are_few(tenant: Any) -> None:
+    """Each may fill the disk, for as long as its sender likes."""
+    begun, go_on = asyncio.Queue[None](), asyncio.Event()
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield b'{"id": "a"}\n'
+        begun.put_nowait(None)
+        await go_on.wait()
+
+    slow = [asyncio.create_task(send(tenant, slowly(), "application/x-ndjson")) for _ in range(2)]
+    for _ in slow:
+        await begun.get()
+    refused = await send(tenant, b'{"id": "b"}', "application/x-ndjson")
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "10")
+    assert (await send(await tenant.api.new_project(), b'{"id": "b"}', "application/x-ndjson")).status_code == 200
+    go_on.set()
+    assert [answer.status_code for answer in await asyncio.gather(*slow)] == [200, 200]
+    assert (await send(tenant, b'{"id": "b"}', "application/x-ndjson")).status_code == 200

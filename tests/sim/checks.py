@@ -384,9 +384,9 @@ def _limits(facts: Facts) -> Iterator[str]:
             continue
         who = n["user_id"] or n["to_address"]
         if key in ("capped", "spaced") and n["priority"] != Priority.critical:  # which is exempt
-            sent[key, n["project_id"], who].append(min(d["created_at"] for d in left))
+            sent[key, n["project_id"], (who, n["test"])].append(min(d["created_at"] for d in left))
         if n["once_key"] is not None:
-            once[n["project_id"], who, n["once_key"]] += 1
+            once[n["project_id"], (who, n["test"]), n["once_key"]] += 1
     for (key, project, who), times in sent.items():
         times.sort()
         if key == "capped" and len(times) > CAP:

@@ -584,7 +584,8 @@ class People:
                 while not cancel:
                     await asyncio.sleep(self._rng.uniform(0.5, 3.0))
                     with contextlib.suppress(Exception):
-                        await self._rng.choice(self.apis).call(api.steer(self.caller(project), made, "resume"))
+                        another = self._rng.choice(self.apis)
+                        await another.call(another.steer(self.caller(project), made, "resume"))
                         break
 
     async def _cancel(self) -> None:

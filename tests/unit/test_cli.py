@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from tests.unit.scripted_server import Server, Step
-from tidings.cli import Exit, main, print_up
+from tidings.cli import Exit, main
+from tidings.cli.run import print_up
 from tidings.demo.keeping import DemoSecrets, save_demo_secrets
 from tidings.demo.welcome import UpInfo
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.unit.scripted_server import Server, Step
 from tests.unit.test_cli import Run, run
-from tidings import cli
+from tidings.cli import broadcasts
 
 __all__ = ["run"]  # the fixture
 
@@ -73,7 +73,7 @@ def test_show(server: Server, run: Run) -> None:
 
 
 def test_watch_ends_with_the_broadcast(server: Server, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "_WATCH_EVERY", 0.0)
+    monkeypatch.setattr(broadcasts, "_WATCH_EVERY", 0.0)
     server.steps = [step(), step(expanded=2), step(expanded=2), step(expanded=3), Step(200, {**MADE, "status": "done"})]
     done = run("broadcast", "watch", "brd_1", "--json")
     assert len(done.out.splitlines()) == 4

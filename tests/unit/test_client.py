@@ -299,6 +299,72 @@ def test_a_users_inbox_and_token(server: Server, connect: Connect) -> None:
     assert server.seen[1].path == "/api/v1/users/ada/tokens"
 
 
+def test_preferences_can_be_taken_back(server: Server, connect: Connect) -> None:
+    on = {"on": False, "level": "user_category", "detail": "the user …", "required": False, "locked": False}
+    frequency = {"value": "instant", "level": "default", "locked": False}
+    category = {"key": "news", "name": "News", "channels": {"email": on}, "frequency": frequency}
+    shown = {"said": {"muted": False, "channels": {}}, "categories": [category], "types": []}
+    server.steps = [Step(200, shown)]
+    client = connect()
+    found = client.users.patch_preferences(
+        "ada", {"categories": {"news": None}, "quiet_hours": None}, consent={"wording": "Forget it"}
+    )
+    assert not found.categories[0].channels["email"].on
+    client.users.put_preferences("ada", found.said)
+    assert [(seen.method, seen.path) for seen in server.seen] == [
+        ("PATCH", "/api/v1/users/ada/preferences"),
+        ("PUT", "/api/v1/users/ada/preferences"),
+    ]
+    told = {"categories": {"news": None}, "quiet_hours": None, "consent": {"wording": "Forget it"}}
+    assert [seen.json for seen in server.seen] == [told, shown["said"]]
+
+
+def test_topics_keep_their_slashes(server: Server, connect: Connect) -> None:
+    server.steps = [Step(200, {"added": 1, "unknown": ["zoe"]}), Step(200, {"removed": 1}), Step(200, {"items": []})]
+    client = connect()
+    assert client.topics.add("project/42/a b", ["ada", "zoe"]).unknown == ["zoe"]
+    assert client.topics.remove("project/42", ["ada"]).removed == 1
+    assert list(client.topics.list(pattern="project/42/#")) == []
+    assert [(seen.method, seen.path) for seen in server.seen] == [
+        ("PUT", "/api/v1/topics/project/42/a%20b/members"),
+        ("DELETE", "/api/v1/topics/project/42/members"),
+        ("GET", "/api/v1/topics"),
+    ]
+    assert server.seen[1].json == {"users": ["ada"]}
+    assert server.seen[2].query == {"pattern": ["project/42/#"]}
+
+
+def test_an_answer_to_a_repeated_delete_is_not_made_up(server: Server, connect: Connect) -> None:
+    """Where a DELETE has an answer, "not found" is no answer."""
+    server.steps = [Step(instead="reset"), problem(404, "not-found")]
+    with pytest.raises(tidings.NotFound):
+        connect().topics.remove("gone", ["ada"])
+
+
+def test_events_and_explanations(server: Server, connect: Connect) -> None:
+    made = {"rule": "r", "id": "ntf_1", "status": "queued"}
+    refused = {"rule": "r", "problem": {"type": "x#invalid", "title": "T", "status": 422, "detail": "D"}}
+    ruling = {"rule": "limit", "answer": "no", "channel": "sms", "level": "type", "detail": "3 of 3 in 1d", "text": "…"}
+    channel = {"channel": "sms", "address": "", "outcome": "skipped", "reason": "capped", "rules": [ruling]}
+    server.steps = [
+        Step(202, {"results": [{"id": "e-1", "notifications": [made, refused]}, {"id": None, "problem": {}}]}),
+        Step(200, {"id": "ntf_1", "status": "skipped", "text": "…", "channels": [channel], "passes": []}),
+        Step(200, {"status": "refused", "text": "…", "problem": {"status": 422, "type": "x#invalid"}}),
+    ]
+    client = connect()
+    [first, second] = client.events.send([{"specversion": "1.0", "id": "e-1", "source": "/s", "type": "t"}, {}]).results
+    assert [(m.id, m.problem and m.problem.code) for m in first.notifications] == [("ntf_1", None), (None, "invalid")]
+    assert second.problem is not None
+    assert server.seen[0].headers["content-type"] == "application/cloudevents-batch+json"
+    assert client.explain("ntf_1").channels[0].rules[0].detail == "3 of 3 in 1d"
+    asked = client.what_if({"type": "t", "to": {"user": "ada"}}, at="2030-01-01T22:00:00Z")
+    assert asked.problem is not None
+    assert server.seen[2].path == "/api/v1/explain"
+    assert server.seen[2].json == {"notification": {"type": "t", "to": {"user": "ada"}}, "at": "2030-01-01T22:00:00Z"}
+    with pytest.raises(ValueError, match="at has no time zone"):
+        client.what_if({"type": "t", "to": {"user": "ada"}}, at=datetime(2030, 1, 1))
+
+
 async def test_the_async_client_does_the_same(server: Server) -> None:
     server.steps = [
         Step(200, {"items": [{"id": "ada"}], "next_cursor": "2"}),

@@ -86,6 +86,11 @@ def test_any_accepted_language_is_survived(accept: str) -> None:
 # ---------------------------------------------------------------- forms
 
 
+def test_a_name_in_an_encoding_that_is_none_is_no_field() -> None:
+    body = b"--x\r\nContent-Disposition: form-data; name*=idna'x'%ff\r\n\r\na\r\n--x--\r\n"
+    assert parse_fields("multipart/form-data; boundary=x", body) == {}
+
+
 @given(st.sampled_from(["application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "x"]), st.binary())
 def test_any_body_is_survived(kind: str, body: bytes) -> None:
     assert is_one_click(parse_fields(kind, body)) is False

@@ -7,9 +7,9 @@
         print(tidings.get(accepted.id).status)
 
 This room knows the HTTP API and nothing else: it imports no other room, so what holds for it holds for every caller.
-Reading order: `calls` (what a request is), `requests`, `people`, `broadcasts` and `directory` (what can be asked, once for
-both clients), `answers` and `records` (what comes back), `groups` (the same as methods), `errors`, `attempts` (when to
-try again), `clients` (the two that do I/O).
+Reading order: `calls` (what a request is), `requests`, `people`, `broadcasts` and `directory` (what can be asked),
+`answers` and `records` (what comes back), `groups` (the methods of both clients), `errors`, `attempts` (when to try
+again), `clients` (the two that do I/O).
 """
 
 from tidings.client.answers import (

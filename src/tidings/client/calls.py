@@ -79,7 +79,7 @@ def encode(body: Mapping[str, Any]) -> bytes:
     Raises:
         ValueError: a time in it has no time zone.
     """
-    for name in ("send_at", "expires_at"):
+    for name in ("send_at", "expires_at", "at"):
         at = body.get(name)
         if isinstance(at, datetime) and at.tzinfo is None:
             raise ValueError(f"{name} has no time zone: pass an aware datetime, such as datetime.now(UTC)")

@@ -23,6 +23,8 @@ SELECT format(
     $1::text, $2::text, $3::uuid, $4::uuid);
 
 -- name: any_job
--- Whether a job points into a day: its id is that of a notification or a delivery, which lie in the day's range.
+-- Whether a job points into a day: its id is that of a notification or a delivery, which lie in the day's range. Or an open
+-- digest, whose items are notifications that have no job.
 -- any project: a partition holds a day of all projects.
-SELECT EXISTS (SELECT FROM job WHERE id >= $1 AND id < $2);
+SELECT EXISTS (SELECT FROM job WHERE id >= $1 AND id < $2)
+    OR EXISTS (SELECT FROM digest_item WHERE notification_id >= $1 AND notification_id < $2);

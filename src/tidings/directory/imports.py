@@ -45,7 +45,8 @@ _INSERT_MEMBERS: Final = _queries.insert_members
 FILE_MAX: Final = 200 * 1024 * 1024
 """Octets of a file."""
 LINE_MAX: Final = 128 * 1024
-"""Octets of a line of NDJSON; of a cell of CSV."""
+"""Octets of a line of NDJSON; characters of a row of CSV."""
+COLUMNS_MAX: Final = 500
 CHUNK: Final = 1_000
 """Users of one transaction."""
 ERRORS_MAX: Final = 1_000
@@ -206,12 +207,16 @@ def _read_csv(file: IO[bytes]) -> Iterator[_Read]:
     # What is no UTF-8 is kept as lone surrogates, and told with its line.
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
     try:
-        head = text.readline()
+        head = text.readline(LINE_MAX)
         delimiter = max(",;\t", key=head.count)
-        columns = _parse_header(next(csv.reader([head], delimiter=delimiter), []))
-        rows = csv.reader(text, delimiter=delimiter)
+        try:
+            columns = _parse_header(next(csv.reader([head], delimiter=delimiter), []))
+        except csv.Error as error:
+            raise Invalid("The first line of the file, its header, cannot be used.") from error
+        lines = _Lines(text)
+        rows = csv.reader(lines, delimiter=delimiter)
         while True:
-            number = rows.line_num + 2  # the header was the first
+            number = lines.begin()
             try:
                 cells = next(rows)
             except StopIteration:
@@ -225,9 +230,38 @@ def _read_csv(file: IO[bytes]) -> Iterator[_Read]:
         text.detach()  # the file is the caller's
 
 
+class _Lines(Iterator[str]):
+    """The lines behind the header, for a reader of rows. None is ever held in memory that is longer than `LINE_MAX`, be
+    it one row of many lines."""
+
+    def __init__(self, text: io.TextIOBase) -> None:
+        self._text = text
+        self._line = 1
+        self._room = LINE_MAX
+
+    def begin(self) -> int:
+        """A row begins; answers with the number of its first line."""
+        self._room = LINE_MAX
+        return self._line + 1
+
+    def __next__(self) -> str:
+        line = self._text.readline(self._room + 1)
+        if not line:
+            raise StopIteration
+        self._line += 1
+        self._room -= len(line)
+        if self._room < 0:
+            while not line.endswith(("\n", "\r")) and (line := self._text.readline(LINE_MAX)):
+                pass
+            raise csv.Error(f"a row has at most {LINE_MAX // 1024} kB")
+        return line
+
+
 def _parse_header(columns: list[str]) -> list[str]:
     columns = [column.strip() for column in columns]
     errors = []
+    if len(columns) > COLUMNS_MAX:
+        raise Invalid(f"The first line of the file, its header, has more than {COLUMNS_MAX} columns.")
     for i, column in enumerate(columns):
         if column in columns[:i]:
             errors.append(FieldError("stands there twice", f"/{escape(column)}"))

@@ -449,8 +449,13 @@ async def refresh_segments(
     Args:
         now: None: the database's now.
     """
-    projects = await database.fetch(_LIST_PROJECTS_TO_REFRESH, now, stale_after)
-    return sum([await _refresh_project(database, row["project_id"], now) for row in projects])
+    seen = 0
+    for row in await database.fetch(_LIST_PROJECTS_TO_REFRESH, now, stale_after):
+        try:
+            seen += await _refresh_project(database, row["project_id"], now)
+        except (asyncpg.QueryCanceledError, LookupError) as error:  # its conditions' fault; the others go on
+            _log.warning("segments.not_refreshed", project=row["project_id"], error=type(error).__name__)
+    return seen
 
 
 async def _refresh_project(database: Database, project_id: int, now: datetime | None) -> int:

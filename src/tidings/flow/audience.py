@@ -19,11 +19,12 @@ from typing import Any, Final, NamedTuple
 import asyncpg
 import msgspec
 
-from tidings.db.pool import Connection
+from tidings.db.pool import Connection, savepoint
 from tidings.db.sql import load_queries
 from tidings.directory.segments import load_segment, to_where
 from tidings.directory.topics import range_of
 from tidings.errors import FieldError, Invalid, NotFound, Unavailable
+from tidings.model.conditions import count_conditions
 from tidings.model.topics import EVERYTHING_BELOW
 
 SQL: Final = load_queries(__package__, "audience.sql")
@@ -34,6 +35,12 @@ SOURCES_MAX: Final = 50
 """Topics, or segments, of one audience."""
 WINDOW: Final = 5_000
 """Rows that one page looks at."""
+SMALLER_WINDOWS: Final = (250, 10)
+"""And so many, one after the other, where the conditions of segments take too long for more."""
+PAGE_TIMEOUT: Final = timedelta(seconds=2)
+"""A page with segments may take so long: others wait for the worker that reads it."""
+CONDITIONS_MAX: Final = 500
+"""Conditions in the segments of one audience."""
 FEW_TOPICS: Final = 16
 """Of so many topics, the members are looked up topic by topic."""
 COUNT_TIMEOUT: Final = timedelta(seconds=20)
@@ -123,6 +130,8 @@ async def resolve_audience(conn: Connection, project_id: int, to_ask: Sources, b
     ]
     if not to and not errors:
         errors.append(FieldError("Name `users`, `topics` or `segments`, or say `all`.", "/to"))
+    if sum(map(count_conditions, (*to.segments.values(), *exclude.segments.values()))) > CONDITIONS_MAX:
+        errors.append(FieldError(f"These segments have more than {CONDITIONS_MAX} conditions together.", "/to"))
     if exclude.all:
         errors.append(FieldError("This leaves out everybody.", "/exclude/all"))
     if errors:
@@ -180,14 +189,41 @@ async def load_page(
     zones: Sequence[str] | None = None,
     others: Others | None = None,
 ) -> Page:
-    """The users after `cursor`, at most `limit`. Perhaps none, though it has not ended.
+    """The users after `cursor`, at most `limit`. Perhaps none, though it has not ended. In a transaction.
 
     Args:
         zones: only users of these time zones; '' stands for none.
         others: only these.
+
+    Raises:
+        Unavailable: its segments take too long, however few rows are looked at.
     """
+    if not (audience.to.segments or audience.exclude.segments):
+        return await _load_page(conn, project_id, audience, cursor, limit, WINDOW, zones, others)
+    for window in (WINDOW, *SMALLER_WINDOWS):
+        try:
+            async with savepoint(conn):
+                await conn.execute(f"SET LOCAL statement_timeout = {round(PAGE_TIMEOUT.total_seconds() * 1000)}")
+                page = await _load_page(conn, project_id, audience, cursor, min(limit, window), window, zones, others)
+                await conn.execute("SET LOCAL statement_timeout TO DEFAULT")
+                return page
+        except asyncpg.QueryCanceledError:
+            continue
+    raise Unavailable("The segments of this audience take too long.")
+
+
+async def _load_page(
+    conn: Connection,
+    project_id: int,
+    audience: Audience,
+    cursor: str,
+    limit: int,
+    window: int,
+    zones: Sequence[str] | None,
+    others: Others | None,
+) -> Page:
     plan = await plan_audience(conn, project_id, audience)
-    to, window = audience.to, WINDOW
+    to = audience.to
     if plan.walks:
         one_zone = zones is not None and len(zones) == 1
         args = [*_wanted(project_id, audience, None if one_zone else zones, others), *_meant(to), cursor, window, limit]

@@ -50,6 +50,7 @@ from tidings.flow.audience import (
     resolve_audience,
     to_stored,
 )
+from tidings.flow.effects import to_once_key
 from tidings.flow.jobs import expand_job, plan_job
 from tidings.flow.measure import Counts, Dimension, Meter
 from tidings.flow.request import PAST_TOLERANCE, Request, Row, decide_acceptance, refuse
@@ -527,7 +528,10 @@ async def _next_users(conn: Connection, row: Record) -> tuple[Sequence[str], str
     if row["expires_at"] is not None and row["expires_at"] <= row["now"]:
         return (), cursor, True  # nothing could be sent any more
     limit = CHUNK if row["rate"] is None else max(1, min(CHUNK, int(row["rate"])))
-    others = Others(row["time_zones"], row["created_at"], row["once_key"]) if row["others"] else None
+    others = None
+    if row["others"]:
+        once = to_once_key(row["once_key"], test=row["test"])
+        others = Others(row["time_zones"], row["created_at"], once)
     return await load_page(
         conn,
         row["project_id"],

@@ -63,7 +63,14 @@ class Cap(NamedTuple):
     """What becomes of one that does not fit."""
 
 
-def list_caps(type_: TypeVersion | None, settings: ProjectSettings, priority: Priority) -> tuple[Cap, ...]:
+def to_counter_key(key: str, *, test: bool) -> str:
+    """The key of a counter: what was sent with a test key takes no place from what is sent for real."""
+    return f"test:{key}" if test else key
+
+
+def list_caps(
+    type_: TypeVersion | None, settings: ProjectSettings, priority: Priority, *, test: bool = False
+) -> tuple[Cap, ...]:
     """The caps of a notification of this type and priority; those that it is exempt from are not among them.
 
     Args:
@@ -71,11 +78,11 @@ def list_caps(type_: TypeVersion | None, settings: ProjectSettings, priority: Pr
     """
     critical = priority == Priority.critical
     if type_ is None:
-        return _list_caps(None, None, critical, False, (), (), settings.limits) if settings.limits else ()
+        return _list_caps(None, None, critical, False, test, (), (), settings.limits) if settings.limits else ()
     if not (type_.limits or type_.rules.limits or settings.limits):
         return ()
     return _list_caps(
-        type_.key, type_.category, critical, type_.required, type_.limits, type_.rules.limits, settings.limits
+        type_.key, type_.category, critical, type_.required, test, type_.limits, type_.rules.limits, settings.limits
     )
 
 
@@ -85,6 +92,7 @@ def _list_caps(
     category: str | None,
     critical: bool,
     required: bool,
+    test: bool,
     of_type: tuple[Limit, ...],
     of_category: tuple[Limit, ...],
     of_project: tuple[Limit, ...],
@@ -102,6 +110,7 @@ def _list_caps(
             window = round(parse_duration(limit.window).total_seconds())
             channel = None if limit.channel is None else Channel[limit.channel]
             key = f"{level.value}:{limit.category or scope}:{limit.channel or '-'}:{window}"
+            key = to_counter_key(key, test=test)
             caps.append(Cap(level, key, limit, window, channel, _ANSWERS[limit.then]))
     return tuple(caps)
 

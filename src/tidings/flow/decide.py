@@ -22,7 +22,7 @@ from tidings.directory.preferences import decide_frequency, decide_preference
 from tidings.directory.quiet import Person, decide_quiet, decide_send_time
 from tidings.directory.steps import EVERY_CHANNEL, Branch, First, Jump, Program, Send, Throttle, Wait
 from tidings.durations import to_duration
-from tidings.flow.caps import Cap
+from tidings.flow.caps import Cap, to_counter_key
 from tidings.flow.facts import Facts, Past, Plan, Planned, Rules, Run, ToDigest, list_engagement
 from tidings.flow.jobs import ALL_CHANNELS
 from tidings.flow.load import is_suppressed
@@ -37,17 +37,21 @@ is a device or an endpoint of its own."""
 CHAIN_PATIENCE: Final = timedelta(days=3, hours=1)
 """How long a chain without `within` waits for an attempt to end, at most: a little longer than settling tries."""
 
+_CHOSEN: Final = 2
+"""`Run.place` of a `send` whose time was chosen and has not come."""
 
-def to_cap(type_key: str, step: int, most: int, window: timedelta) -> Cap:
+
+def to_cap(type_key: str, step: int, most: int, window: timedelta, test: bool) -> Cap:
     """A throttle step as a cap: whoever passes it takes a place."""
     limit = Limit(max=most, window=to_duration(window))
     seconds = round(window.total_seconds())
-    return Cap(Level.type, f"throttle:{type_key}:{step}:{seconds}", limit, seconds, None, Answer.no)
+    key = to_counter_key(f"throttle:{type_key}:{step}:{seconds}", test=test)
+    return Cap(Level.type, key, limit, seconds, None, Answer.no)
 
 
-def list_throttles(type_: TypeVersion) -> list[Cap]:
+def list_throttles(type_: TypeVersion, test: bool) -> list[Cap]:
     """The caps that its steps ask."""
-    return [to_cap(type_.key, i, t.max, t.window) for i, t in enumerate(type_.program) if isinstance(t, Throttle)]
+    return [to_cap(type_.key, i, t.max, t.window, test) for i, t in enumerate(type_.program) if isinstance(t, Throttle)]
 
 
 class _Hold(NamedTuple):
@@ -140,6 +144,8 @@ def _send(
     channels = _list_channels(facts, rules, named, ())
     if at.pending:
         channels = [channel for channel in channels if at.pending >> channel & 1]
+    if at.place == _CHOSEN and at.until is not None and facts.now < at.until:  # woken by what became of an earlier step
+        return plan.wait(at, at.until, Reason.send_time)
     type_ = rules.type_
     if type_ is not None and type_.send_time is not None and not at.place and facts.priority != Priority.critical:
         ruling = decide_send_time(
@@ -149,7 +155,7 @@ def _send(
             plan.rulings.append(ruling)
             if ruling.until is not None and ruling.until > facts.now:
                 mask = sum(1 << channel for channel in channels)
-                return plan.wait(Run(at.step, 1, mask), ruling.until, Reason.send_time)
+                return plan.wait(Run(at.step, _CHOSEN, mask), ruling.until, Reason.send_time)
     held: list[tuple[Channel, _Hold]] = []
     for channel in channels:
         hold = _ask(facts, channel, rules, rng, plan, step)
@@ -217,7 +223,7 @@ def _wait(facts: Facts, at: Run, wait: Wait, past: Sequence[Past], plan: Plan) -
 
 def _throttle(facts: Facts, at: Run, most: int, window: timedelta, rules: Rules, plan: Plan) -> Plan | None:
     assert rules.type_ is not None  # content without one has no such step
-    cap = to_cap(rules.type_.key, at.step, most, window)
+    cap = to_cap(rules.type_.key, at.step, most, window, facts.test)
     ruling = rules.ledger.ask(facts.project_id, facts.target, (cap,), facts.id, None, facts.now)
     if ruling is not None:
         plan.rulings.append(ruling)

@@ -42,7 +42,8 @@ CROSS JOIN LATERAL (  -- OFFSET 0: see load_deliveries
     SELECT * FROM digest_item i WHERE i.window_id = x.id OFFSET 0) i;
 
 -- name: load_expired
--- Items that are too old by now, of notifications that are nothing but items (state 3: digested), which have no job.
+-- Items that are too old by now, or whose broadcast was cancelled, of notifications that are nothing but items (state 3:
+-- digested), which have no job.
 SELECT x.id AS window_id, n.id, n.project_id, n.priority, n.traceparent
 FROM unnest($1::uuid[], $2::int[]) AS x (id, project_id)
 CROSS JOIN LATERAL (  -- OFFSET 0: see load_deliveries
@@ -52,7 +53,11 @@ CROSS JOIN LATERAL (
     WHERE n.project_id = x.project_id AND n.id = i.notification_id AND n.id >= $3 AND n.id <= $4 OFFSET 0) n
 CROSS JOIN LATERAL (
     SELECT * FROM run r WHERE r.project_id = n.project_id AND r.id = n.id AND r.id >= $3 AND r.id <= $4 OFFSET 0) r
-WHERE n.expires_at <= $5::timestamptz AND n.cancelled_at IS NULL AND r.state = 3 AND r.digest_id = x.id
+LEFT JOIN LATERAL (
+    SELECT b.cancelled_at FROM broadcast b WHERE b.id = n.broadcast_id AND b.project_id = n.project_id OFFSET 0) b
+    ON n.broadcast_id IS NOT NULL
+WHERE (n.expires_at <= $5::timestamptz OR b.cancelled_at IS NOT NULL) AND n.cancelled_at IS NULL
+  AND r.state = 3 AND r.digest_id = x.id
 ORDER BY n.id;
 
 -- name: load_items

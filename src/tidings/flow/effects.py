@@ -7,9 +7,9 @@ transaction. Hooks, which tell the application, branch off from events here.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 from uuid import UUID
 
 from tidings import ids
@@ -22,6 +22,10 @@ from tidings.flow.hooks import enqueue_hooks
 _ADDRESS_MAX: Final = 320
 
 SQL: Final = load_queries(__package__, "effects.sql")
+
+
+Once: TypeAlias = tuple[int, str, str]
+"""A send-once key of somebody: project, target, key as `to_once_key` says it."""
 
 
 class Suppression(NamedTuple):
@@ -91,6 +95,14 @@ async def lift_dead_letters(conn: Connection, places: Sequence[tuple[int, UUID]]
         await conn.execute(SQL.delete_lifted_letters, *to_columns(places))
 
 
+async def claim_once(conn: Connection, wanted: Mapping[Once, UUID], now: datetime | None) -> dict[Once, UUID]:
+    """Claim send-once keys for notifications; answers with whose each is."""
+    if not wanted:
+        return {}
+    rows = await conn.fetch(SQL.claim_once, *to_columns((*place, id_) for place, id_ in sorted(wanted.items())), now)
+    return {(row["project_id"], row["target"], row["key"]): row["notification_id"] for row in rows}
+
+
 async def apply_refunds(conn: Connection, places: Sequence[tuple[int, str, UUID]]) -> None:
     """Give back what notifications hold of which nothing left the house, nor will: their places under limits and their
     send-once keys. Those of which something may have left keep theirs.
@@ -103,10 +115,12 @@ async def apply_refunds(conn: Connection, places: Sequence[tuple[int, str, UUID]
     by_id = {id_: (project, target) for project, target, id_ in places}
     low, high = ids.family_bounds(by_id)
     ordered = sorted(by_id)
+    projects = [by_id[id_][0] for id_ in ordered]
+    await conn.execute(SQL.lock_runs, ordered, projects, low, high)
     rows = await conn.fetch(
         SQL.list_idle,
         ordered,
-        [by_id[id_][0] for id_ in ordered],
+        projects,
         *to_columns(map(ids.family_range, ordered)),
         low,
         high,
@@ -125,6 +139,12 @@ def to_target(user_id: str | None, channel: int | None, address: str | None) -> 
     if address is not None and len(address) > _ADDRESS_MAX:
         address = hashlib.sha256(address.encode()).hexdigest()
     return f"{channel}:{address}"
+
+
+def to_once_key(key: str, *, test: bool) -> str:
+    """A send-once key as it is claimed: what was sent with a test key takes none from what is sent for real.
+    (A key given by a caller has no line break.)"""
+    return f"test\n{key}" if test else key
 
 
 def to_columns(rows: Iterable[Sequence[Any]]) -> list[list[Any]]:

@@ -39,17 +39,40 @@ DELETE FROM dead_letter d USING unnest($1::int[], $2::uuid[]) AS x (project_id, 
 WHERE d.project_id = x.project_id AND d.delivery_id = x.delivery_id
   AND d.project_id = ANY ($1) AND d.delivery_id = ANY ($2);  -- see lock_cancelled
 
+-- name: lock_runs
+-- Whoever ends something of a notification looks at the rest of it under this lock: of two who end its last deliveries at
+-- the same time, the second then sees what the first wrote.
+SELECT r.id FROM unnest($1::uuid[], $2::int[]) AS x (id, project_id)
+CROSS JOIN LATERAL (  -- OFFSET 0: see load_deliveries
+    SELECT * FROM run r
+    WHERE r.project_id = x.project_id AND r.id = x.id AND r.id >= $3 AND r.id <= $4 FOR UPDATE OFFSET 0) r;
+
 -- name: list_idle
--- Of these notifications those of which nothing has left, or may have, and nothing waits to. Deliveries of one are a short
--- range of the key.
+-- Of these notifications those of which nothing has left, or may have, and nothing waits to: no delivery, no attempt whose
+-- end is not known, no step, no digest. Deliveries and events of one are a short range of their keys. OFFSET 0: see
+-- load_deliveries.
 SELECT x.id FROM unnest($1::uuid[], $2::int[], $3::uuid[], $4::uuid[]) AS x (id, project_id, low, high)
 WHERE NOT EXISTS (
     SELECT FROM delivery d
     WHERE d.project_id = x.project_id AND d.id >= x.low AND d.id <= x.high AND d.id >= $5 AND d.id <= $6
-      AND d.notification_id = x.id AND (d.status <= 3 OR d.status = 4 AND d.reason = 'uncertain'))
+      AND d.notification_id = x.id AND (d.status <= 3 OR d.sent_at IS NOT NULL OR d.status = 4 AND d.reason = 'uncertain')
+    OFFSET 0)
   AND NOT EXISTS (
     SELECT FROM run r
-    WHERE r.project_id = x.project_id AND r.id = x.id AND r.id >= $5 AND r.id <= $6 AND r.state = 1);
+    WHERE r.project_id = x.project_id AND r.id = x.id AND r.id >= $5 AND r.id <= $6
+      AND (r.state = 1 OR r.digest_id IS NOT NULL) OFFSET 0)
+  AND NOT EXISTS (
+    SELECT FROM event e
+    WHERE e.project_id = x.project_id AND e.id >= x.low AND e.id <= x.high AND e.id >= $5 AND e.id <= $6
+      AND e.notification_id = x.id AND e.kind = 9 OFFSET 0);
+
+-- name: claim_once
+-- The first with a key has it. Answers with whose each is; a key that another transaction is just claiming is waited for.
+INSERT INTO send_once AS o (project_id, target, key, notification_id, at)
+SELECT project_id, target, key, id, coalesce($5::timestamptz, now())
+FROM unnest($1::int[], $2::text[], $3::text[], $4::uuid[]) AS x (project_id, target, key, id)
+ON CONFLICT (project_id, target, key) DO UPDATE SET at = o.at
+RETURNING o.project_id, o.target, o.key, o.notification_id;
 
 -- name: delete_once
 DELETE FROM send_once o USING unnest($1::int[], $2::text[], $3::uuid[]) AS x (project_id, target, id)

@@ -7,10 +7,10 @@ new, whoever delivers it. A rule that finds no user, or lacks what its template 
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from itertools import islice
 from typing import Any, Final
 
 import msgspec
@@ -19,7 +19,7 @@ from tidings.clock import Clock
 from tidings.directory.access import Caller
 from tidings.directory.catalog import Catalog
 from tidings.directory.event_rules import StoredRule, fill_text, list_paths
-from tidings.errors import FieldError, Invalid, Problem
+from tidings.errors import FieldError, Invalid, Problem, Unavailable
 from tidings.flow.accept import BATCH_LIMIT, Acceptor, Answer
 from tidings.flow.request import Request, To
 from tidings.model.cloud_events import MISSING, CloudEvent
@@ -28,6 +28,13 @@ from tidings.model.words import Scope
 
 EVENTS_MAX: Final = 1_000
 """Events in one request."""
+EVENT_MAX: Final = 256 * 1024
+"""Octets of one event. CloudEvents asks for 64 kB (section 5)."""
+_BREATH: Final = 0.01
+"""Seconds of matching after which others get their turn."""
+_MATCHING_MAX: Final = 10.0
+"""Seconds that matching the events of one request may take. It is hardly ever a tenth of a second, but conditions on
+long lists can be made to take hours."""
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -58,18 +65,32 @@ class EventAcceptor:
         rules = await self._catalog.load_event_rules(caller.project_id)
         now = self._clock.now()
         outcomes: list[list[Outcome]] = [[] for _ in events]
-        matches = (
-            (place, event, rule)
-            for place, event in enumerate(events)
-            for rule in rules
-            if decide_match(rule, event, now)
-        )
-        while part := list(islice(matches, BATCH_LIMIT)):
+
+        async def take(part: Sequence[tuple[int, CloudEvent, StoredRule]]) -> None:
             requests = [plan_request(rule, event) for _, event, rule in part]
             prints = [to_print(rule.key, event, test=caller.test) for _, event, rule in part]
             answers = await self._acceptor.accept(caller, requests, key=None, traceparent=traceparent, prints=prints)
             for (place, _, rule), answer in zip(part, answers, strict=True):
                 outcomes[place].append(Outcome(rule.key, answer))
+
+        part: list[tuple[int, CloudEvent, StoredRule]] = []
+        spent, began = 0.0, self._clock.monotonic()
+        for place, event in enumerate(events):
+            for rule in rules:
+                if decide_match(rule, event, now):
+                    part.append((place, event, rule))
+                if len(part) < BATCH_LIMIT and self._clock.monotonic() - began < _BREATH:
+                    continue
+                spent += self._clock.monotonic() - began
+                if spent > _MATCHING_MAX:
+                    raise Unavailable("Holding these events against the rules takes too long; send fewer at once.")
+                await asyncio.sleep(0)
+                if len(part) == BATCH_LIMIT:
+                    await take(part)
+                    part = []
+                began = self._clock.monotonic()
+        if part:
+            await take(part)
         return outcomes
 
 

@@ -319,7 +319,7 @@ class Explainer:
         [subject] = await self._reader.complete(conn, [facts], (), lock=False, cases={row.id: case})
         rules = subject.rules
         if row.once_key is not None:
-            taken = await conn.fetchval(SQL.load_once, row.project_id, facts.target, row.once_key)
+            taken = await conn.fetchval(SQL.load_once, *facts.once)
             if taken is not None:
                 rules = replace(rules, sent_before=True)
         frequency = decide_digest(facts, rules)

@@ -15,7 +15,7 @@ from tidings.directory.preferences import NOTHING_SAID, Preferences
 from tidings.directory.projects import ProjectSettings
 from tidings.directory.quiet import QuietHours
 from tidings.flow.caps import Cap, Ledger
-from tidings.flow.effects import to_target
+from tidings.flow.effects import Once, to_once_key, to_target
 from tidings.model.conditions import Case
 from tidings.model.rulings import Pass, Ruling
 from tidings.model.words import Channel, Engagement, Reason, RunState, Status
@@ -61,6 +61,11 @@ class Facts(NamedTuple):
         """Whom limits, digests and send-once keys count: the user, or the address of somebody without one."""
         return to_target(self.user_id, self.to_channel, self.to_address)
 
+    @property
+    def once(self) -> Once:
+        """What it claims, if it has a send-once key."""
+        return self.project_id, self.target, to_once_key(self.once_key or "", test=self.test)
+
 
 class Past(NamedTuple):
     """A delivery that the notification has already; the order of the fields is that of load_pasts' columns."""
@@ -79,8 +84,8 @@ class Run(NamedTuple):
 
     step: int = 0
     place: int = 0
-    """`first`: which of the chain is under way, from 1. `wait`: 1 when its timer runs. `send`: 1 when the time of
-    sending was chosen."""
+    """`first`: which of the chain is under way, from 1. `wait`: 1 when its timer runs. `send`: 1 when it is put
+    off, 2 while it waits for the time of sending that was chosen."""
     pending: int = 0
     """Channels of this step that are put off."""
     until: datetime | None = None

@@ -117,6 +117,8 @@ class Intervener:
                 await self._record(conn, project_id, notification, stopped_ones, now)
             state = await conn.fetchval(SQL.load_run, project_id, notification_id)
             left = await digests.leave_windows(conn, project_id, [notification_id])
+            if left:
+                await conn.execute(SQL.leave_digest, project_id, notification_id)
             if state == RunState.waiting or left:
                 await conn.execute(SQL.stop_run, project_id, notification_id)
             rows = await conn.fetch(SQL.load_statuses, project_id, notification_id, low, high)
@@ -129,8 +131,8 @@ class Intervener:
             target = effects.to_target(notification["user_id"], notification["to_channel"], notification["to_address"])
             await effects.apply_refunds(conn, [(project_id, target, notification_id)])
             stopped = bool(unplanned or left or recalled) or Status.cancelled in statuses
-            gathered = state == RunState.digested and not left  # it is part of a digest that has closed
-            if not gathered and all(s in (Status.cancelled, Status.skipped) for s in statuses):
+            gathered = await conn.fetchval(SQL.load_digest, project_id, notification_id)  # has closed with it
+            if gathered is None and all(s in (Status.cancelled, Status.skipped) for s in statuses):
                 return Cancelled.cancelled
             return Cancelled.partly if stopped else Cancelled.too_late
 
@@ -248,6 +250,7 @@ class Intervener:
             wanted = [row["delivery_id"] for row in letters]
             low, high = ids.family_bounds(wanted)
             rows = await conn.fetch(SQL.load_replays, project_id, wanted, low, high)
+            rows = await _keep_once(conn, project_id, rows, now)
             again = [row["id"] for row in rows]
             if again:
                 await conn.execute(SQL.apply_replayed, project_id, again, low, high, now)
@@ -275,13 +278,33 @@ class Intervener:
                     await apply_audit(
                         conn, caller.actor, "dead_letter.replay", f"delivery:{ids.to_public(ids.DELIVERY, row['id'])}"
                     )
-            # A letter whose notification was cancelled, or that has gone on already, is only taken off the list.
+            # A letter whose notification was cancelled, that has gone on already, or whose send-once key another
+            # notification has got meanwhile, is only taken off the list.
             await conn.execute(SQL.delete_dead_letters, project_id, wanted)
             return len(letters), len(again)
 
         done = await self._database.transaction(work)
         self._wakes.announce(lanes)
         return done
+
+
+async def _keep_once(conn: Connection, project_id: int, rows: Sequence[Record], now: datetime | None) -> list[Record]:
+    """Those that may be sent again: their key, which was given back when they failed, is theirs (again)."""
+    places = {
+        row["id"]: (
+            project_id,
+            effects.to_target(row["user_id"], row["to_channel"], row["to_address"]),
+            effects.to_once_key(row["once_key"], test=row["test"]),
+        )
+        for row in rows
+        if row["once_key"] is not None
+    }
+    wanted: dict[effects.Once, UUID] = {}
+    for row in rows:
+        if row["id"] in places:
+            wanted.setdefault(places[row["id"]], row["notification_id"])
+    owner = await effects.claim_once(conn, wanted, now)
+    return [row for row in rows if row["id"] not in places or owner[places[row["id"]]] == row["notification_id"]]
 
 
 async def forget_letters(database: Database, before: datetime) -> None:

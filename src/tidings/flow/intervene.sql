@@ -10,6 +10,14 @@ UPDATE notification SET cancelled_at = coalesce($3::timestamptz, now()) WHERE pr
 -- name: load_run
 SELECT state FROM run WHERE project_id = $1 AND id = $2;
 
+-- name: leave_digest
+-- It is in no digest that is still open; one that has closed holds it.
+UPDATE run SET digest_id = NULL
+WHERE project_id = $1 AND id = $2 AND EXISTS (SELECT FROM digest_window w WHERE w.id = run.digest_id);
+
+-- name: load_digest
+SELECT digest_id FROM run WHERE project_id = $1 AND id = $2;
+
 -- name: stop_run
 -- Nothing follows any more. A run that had ended stays as it is.
 UPDATE run SET state = 4, reason = 'cancelled', until = NULL, pending = 0 WHERE project_id = $1 AND id = $2 AND state IN (1, 3);
@@ -40,11 +48,11 @@ ORDER BY d.delivery_id LIMIT $5 FOR UPDATE SKIP LOCKED;
 SELECT coalesce($1::timestamptz, now());
 
 -- name: load_replays
-SELECT d.id, d.notification_id, d.channel, n.priority, n.traceparent
+SELECT d.id, d.notification_id, d.channel, n.priority, n.traceparent, n.test, n.once_key, n.user_id, n.to_channel, n.to_address
 FROM unnest($2::uuid[]) AS x (id)
 JOIN delivery d ON d.project_id = $1 AND d.id = x.id AND d.id >= $3 AND d.id <= $4
 CROSS JOIN LATERAL (  -- OFFSET 0: see load_deliveries
-    SELECT n.priority, n.traceparent, n.cancelled_at FROM notification n
+    SELECT * FROM notification n
     WHERE n.project_id = $1 AND n.id = d.notification_id AND n.id >= $3 AND n.id <= $4 OFFSET 0) n
 WHERE d.id = ANY ($2) AND d.status = 4 AND n.cancelled_at IS NULL
 ORDER BY d.id FOR UPDATE OF d;

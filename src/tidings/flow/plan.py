@@ -142,11 +142,11 @@ class Reader:
         wanted: set[Key] = set()
         for f in facts:
             type_ = types[f.id]
-            mine = caps[f.id] = list_caps(type_, settings[f.project_id], Priority(f.priority))
+            mine = caps[f.id] = list_caps(type_, settings[f.project_id], Priority(f.priority), test=f.test)
             if mine:
                 wanted.update(to_keys(f.project_id, f.target, mine))
             if type_ is not None and type_.throttles:
-                wanted.update(to_keys(f.project_id, f.target, list_throttles(type_)))
+                wanted.update(to_keys(f.project_id, f.target, list_throttles(type_, f.test)))
         ledger = await (Ledger.lock(conn, wanted) if lock else Ledger.load(conn, wanted))
         subjects = []
         for f in facts:
@@ -287,9 +287,9 @@ class Planner:
             jobs.sort(key=lambda job: job.id)
             notes = [job for job in jobs if job.kind in (PLAN, STEP)]
             if notes:
-                decided = await self._decide(conn, notes)
+                decided, waits = await self._decide(conn, notes)
                 self._count(decided, counts, moves)
-                await self._apply(conn, notes, decided, counts, moves, lanes)
+                await self._apply(conn, [j for j in notes if j.id not in waits], decided, counts, moves, lanes)
             if len(notes) < len(jobs):
                 await self._go_on(conn, jobs)
             await self._checkpoint("plan.commit")
@@ -312,15 +312,17 @@ class Planner:
 
     # ------------------------------------------------------------ deciding
 
-    async def _decide(self, conn: Connection, jobs: Sequence[Job]) -> dict[UUID, Decided]:
+    async def _decide(self, conn: Connection, jobs: Sequence[Job]) -> tuple[dict[UUID, Decided], Collection[UUID]]:
         now, rng = self._clock.db_now(), self._clock.random
         asked = {job.id: (job.project_id, job.kind == STEP) for job in jobs}
         subjects = await self._reader.load(conn, asked, now)
         lanes = {job.id: job.lane - queue.FEEDER for job in jobs}
         new = {job.id for job in jobs if job.kind == PLAN}
         late = await self._claim_once(conn, [s.facts for s in subjects if s.facts.once_key is not None], now)
-        if late:
-            subjects = [s._replace(rules=replace(s.rules, sent_before=s.facts.id in late)) for s in subjects]
+        # Whoever has the key may come to nothing just now: who waits for one of this batch is planned with the next.
+        waits = {id_ for id_, owner in late.items() if owner in asked}
+        kept = [s for s in subjects if s.facts.id not in waits]
+        subjects = [s._replace(rules=replace(s.rules, sent_before=True)) if s.facts.id in late else s for s in kept]
         joined = await self._gather(conn, [s for s in subjects if s.facts.id in new], lanes)
         decided: dict[UUID, Decided] = {}
         later: list[Join] = []
@@ -340,20 +342,15 @@ class Planner:
         if later:
             for id_, into in (await digests.join_windows(conn, later, subjects[0].facts.now, rng)).items():
                 decided[id_] = decided[id_]._replace(joined=into)
-        return decided
+        return decided, waits
 
-    async def _claim_once(self, conn: Connection, facts: Sequence[Facts], now: datetime | None) -> set[UUID]:
-        """Claim send-once keys; answers with who comes too late."""
-        if not facts:
-            return set()
-        wanted: dict[tuple[int, str, str], UUID] = {}
+    async def _claim_once(self, conn: Connection, facts: Sequence[Facts], now: datetime | None) -> dict[UUID, UUID]:
+        """Claim send-once keys; answers with who comes too late, and after whom."""
+        wanted: dict[effects.Once, UUID] = {}
         for f in facts:
-            wanted.setdefault((f.project_id, f.target, f.once_key or ""), f.id)
-        rows = sorted(wanted.items())
-        columns = [[place[i] for place, _ in rows] for i in range(3)]
-        taken = await conn.fetch(SQL.claim_once, *columns, [id_ for _, id_ in rows], now)
-        owner = {(row["project_id"], row["target"], row["key"]): row["notification_id"] for row in taken}
-        return {f.id for f in facts if owner[f.project_id, f.target, f.once_key or ""] != f.id}
+            wanted.setdefault(f.once, f.id)
+        owner = await effects.claim_once(conn, wanted, now)
+        return {f.id: owner[f.once] for f in facts if owner[f.once] != f.id}
 
     async def _gather(
         self, conn: Connection, subjects: Sequence[Subject], lanes: Mapping[UUID, int]
@@ -443,7 +440,7 @@ class Planner:
             else:
                 ended.append(job)
                 may_hold = rules.caps or facts.once_key is not None
-                if may_hold and not plan.digests and all(p.status is not Status.queued for p in plan.planned):
+                if may_hold and into is None and all(p.status is not Status.queued for p in plan.planned):
                     idle.append((job.project_id, facts.target, job.id))
         now = self._clock.db_now()
         if deliveries:
@@ -535,6 +532,7 @@ class Planner:
                 await queue.finish_jobs(conn, [job])
                 counts: Counts = Counter({(Dimension(job.project_id, channel=int(channel)), EventKind.failed): 1})
                 await self._meter.apply(conn, counts)
+                await self._tell_ended(conn, [row], self._clock.db_now())
                 moves[Move(channel, Status.failed, None, Reason.unsupported)] += 1
 
         await self._database.transaction(work)

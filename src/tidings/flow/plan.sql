@@ -72,14 +72,6 @@ CROSS JOIN LATERAL (
     WHERE g.project_id = x.project_id AND g.user_id = x.user_id GROUP BY h.hour) e
 GROUP BY x.project_id, x.user_id;
 
--- name: claim_once
--- The first with a key has it. Answers with whose each is; a key that another transaction is just claiming is waited for.
-INSERT INTO send_once AS o (project_id, target, key, notification_id, at)
-SELECT project_id, target, key, id, coalesce($5::timestamptz, now())
-FROM unnest($1::int[], $2::text[], $3::text[], $4::uuid[]) AS x (project_id, target, key, id)
-ON CONFLICT (project_id, target, key) DO UPDATE SET at = o.at
-RETURNING o.project_id, o.target, o.key, o.notification_id;
-
 -- name: load_now
 -- any project: the clock by which work is due
 SELECT now();
@@ -110,5 +102,6 @@ FROM unnest($1::uuid[], $2::int[], $3::smallint[], $4::smallint[], $5::smallint[
      AS r (id, project_id, step, state, place, pending, until, reason, digest_id, trail)
 ON CONFLICT (project_id, id) DO UPDATE
     SET step = excluded.step, state = excluded.state, place = excluded.place, pending = excluded.pending,
-        until = excluded.until, reason = excluded.reason, digest_id = excluded.digest_id, trail = excluded.trail,
-        planned_at = excluded.planned_at;
+        until = excluded.until, reason = excluded.reason, trail = excluded.trail, planned_at = excluded.planned_at,
+        -- What was nothing but an item (state 3) is planned again when the digest goes without it.
+        digest_id = CASE WHEN run.state = 3 THEN excluded.digest_id ELSE coalesce(excluded.digest_id, run.digest_id) END;

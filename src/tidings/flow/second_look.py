@@ -42,7 +42,7 @@ def is_opted_out(delivery: Delivery, type_: TypeVersion | None, settings: Projec
 def decide_quiet_now(
     delivery: Delivery, type_: TypeVersion | None, settings: ProjectSettings, now: datetime
 ) -> datetime | None:
-    """Until when the message has to wait; None: it need not."""
+    """Until when the message has to wait, but not longer than it may be sent at all; None: it need not."""
     category = type_.rules if type_ is not None else NO_CATEGORY_RULES
     own = delivery.user_quiet_hours
     if own is None and category.quiet_hours is None and settings.quiet_hours is None:
@@ -63,4 +63,4 @@ def decide_quiet_now(
     )
     if ruling is None or ruling.answer is not Answer.hold or ruling.until is None or ruling.until <= now:
         return None
-    return ruling.until
+    return ruling.until if delivery.expires_at is None else min(ruling.until, delivery.expires_at)

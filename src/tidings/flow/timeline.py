@@ -193,7 +193,7 @@ def _status(n: Record, deliveries: Sequence[Status]) -> str:
     if not deliveries and not n["planned"] and n["cancelled_at"] is None and n["send_at"] is not None:
         return "scheduled"
     state = RunState(n["state"]) if n["state"] is not None else None
-    cancelled = n["cancelled_at"] is not None
+    cancelled = n["cancelled_at"] is not None or n["run_reason"] == Reason.cancelled  # or its broadcast was
     return decide_notification_status(deliveries, planned=n["planned"], cancelled=cancelled, state=state)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-import unicodedata
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
@@ -34,6 +33,12 @@ _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _URI: Final = re.compile(r"[!#$&-;=?-Z_a-z~%\[\]]+")
 """The characters of a URI reference (RFC 3986); how they stand together is nobody's concern here."""
 _MEDIA_TYPE: Final = re.compile(r"[\w!#$&^.+-]+/[\w!#$&^.+-]+(\s*;.*)?", re.ASCII)
+_UNPRINTABLE: Final = re.compile(
+    "[\x00-\x1f\x7f-\x9f\ud800-\udfff"
+    + "".join(f"{chr(plane << 16 | 0xFFFE)}{chr(plane << 16 | 0xFFFF)}" for plane in range(17))
+    + "]"
+)
+"""Control characters, unpaired surrogates, and the noncharacters at the end of each plane."""
 _INTEGERS: Final = range(-(2**31), 2**31)
 _PATH: Final = re.compile(r"[^.{}\s]{1,100}(\.[^.{}\s]{1,100})*")
 
@@ -149,8 +154,7 @@ def _refuse(name: str, value: object) -> str | None:
 def _refuse_text(text: str) -> str | None:
     if len(text) > ATTRIBUTE_LENGTH_MAX:
         return f"must have at most {ATTRIBUTE_LENGTH_MAX:,} characters"
-    # Cc: control characters, Cs: unpaired surrogates, Cn with these ends: noncharacters.
-    if any(unicodedata.category(c) in ("Cc", "Cs") or (ord(c) & 0xFFFE) == 0xFFFE for c in text):
+    if _UNPRINTABLE.search(text):
         return "must not contain control characters"
     return None
 

@@ -61,6 +61,8 @@ TIME_PATTERN: Final = rf"(?:[1-8][0-9]{{3}}-{_MONTHS}|{_LEAP})(?:T{_CLOCK})?"
 For Python and PostgreSQL alike: what matches can be read by both, without an error. So the year is 1000 to 8999.
 """
 _TIME: Final = re.compile(TIME_PATTERN)
+_EXACT: Final = 1 << 53
+"""Below this an integer and a float compare as they are written: no float is nearer to the integer than itself."""
 _KINDS: Final = {str: "string", int: "number", float: "number", bool: "boolean", list: "array", dict: "object"}
 
 
@@ -131,7 +133,7 @@ def _order(value: Any, given: Any) -> int | None:
     """Below zero, zero or above, for two numbers or two texts; None when they cannot be compared."""
     if (kind := _kind(value)) != _kind(given) or kind not in ("number", "string", "boolean"):
         return None
-    if type(value) is not type(given):
+    if type(value) is not type(given) and min(abs(value), abs(given)) >= _EXACT:
         # As they are written, not as binary fractions: 1e23 is 10^23, as it is for PostgreSQL.
         value, given = Decimal(repr(value)), Decimal(repr(given))
     return 0 if value == given else 1 if value > given else -1
@@ -146,10 +148,14 @@ def _is_not(value: Any, given: Any, now: datetime | None) -> bool:
 
 
 def _in(value: Any, given: Sequence[Any], now: datetime | None) -> bool:
+    if isinstance(given[0], str):  # they are of one kind; a text is equal to nothing else
+        return value in given
     return any(_order(value, each) == 0 for each in given)
 
 
 def _not_in(value: Any, given: Sequence[Any], now: datetime | None) -> bool:
+    if isinstance(given[0], str):
+        return isinstance(value, str) and value not in given
     return all(_order(value, each) not in (None, 0) for each in given)  # they are of one kind, and at least one
 
 
@@ -171,6 +177,8 @@ def _at_most(value: Any, given: Any, now: datetime | None) -> bool:
 
 def _contains(value: Any, given: Any, now: datetime | None) -> bool:
     if isinstance(value, list):
+        if isinstance(given, str):  # of long lists, much faster than one by one
+            return given in value
         return any(_order(each, given) == 0 for each in value)
     return isinstance(value, str) and isinstance(given, str) and given in value
 
@@ -297,14 +305,14 @@ def parse_condition(
             `activity`, `engaged` is about any message; otherwise about one notification.
     """
     before = len(errors)
-    if _count(raw, 0) > NODES_MAX:
+    if count_conditions(raw) > NODES_MAX:
         errors.append(FieldError(f"has more than {NODES_MAX} conditions", at))
         return None
     found = _Parser(errors, subjects).parse(raw, at, 1)
     return found if len(errors) == before else None
 
 
-def _count(raw: object, depth: int) -> int:
+def count_conditions(raw: object, depth: int = 0) -> int:
     """Conditions in it, as far as depth allows; enough to know that there are too many."""
     if not isinstance(raw, Mapping) or depth > DEPTH_MAX:
         return 1
@@ -312,7 +320,7 @@ def _count(raw: object, depth: int) -> int:
     for name in ("all", "any"):
         if isinstance(raw.get(name), list):
             inner += raw[name][: NODES_MAX + 1]
-    return 1 + sum(_count(each, depth + 1) for each in inner)
+    return 1 + sum(count_conditions(each, depth + 1) for each in inner)
 
 
 _TEXTS: Final = ("is", "is_not", "in", "not_in", "contains", "starts_with", "exists")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import time
 from datetime import timedelta
 from html import unescape
 from typing import Any
@@ -436,3 +437,24 @@ async def test_projects_are_apart(api: Any, shop: Any) -> None:
     assert (await api.client.post(path, content=ONE_CLICK, headers=FORM)).status_code == 200
     assert not (await holds(other, "general"))["email"]
     assert (await holds(shop, "general"))["email"]
+
+
+async def test_a_form_of_parts_in_parts_holds_nobody_up(shop: Any) -> None:
+    """Their parser's time grows with the square of their number, and everybody with a mail of ours has a token."""
+    depth = 900
+    parts = "".join(f"--b{n}\r\nContent-Type: multipart/mixed; boundary=b{n + 1}\r\n\r\n" for n in range(depth))
+    body = parts + "x\r\n" * 50_000
+    began_at = time.perf_counter()
+    headers = {"content-type": "multipart/form-data; boundary=b0"}
+    answer = await shop.api.client.post(link(shop, "p", user_id="ada"), content=body, headers=headers)
+    assert answer.status_code == 403
+    assert time.perf_counter() - began_at < 1
+
+
+async def test_who_leaves_a_category_that_is_gone_is_heard(shop: Any) -> None:
+    path = link(shop, "u", user_id="ada", category="gone")
+    assert (await shop.api.client.get(path)).status_code == 200
+    answer = await shop.api.client.post(path, content=ONE_CLICK, headers=FORM)
+    assert answer.status_code == 200, answer.text
+    path = link(shop, "u", address="eve@example.com", category="gone")
+    assert (await shop.api.client.post(path, content=ONE_CLICK, headers=FORM)).status_code == 200

@@ -12,8 +12,8 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 from fastapi import APIRouter, Request, Response
 
-from tidings.errors import FieldError, Invalid, Malformed, Problem
-from tidings.flow.events import EVENTS_MAX, Outcome
+from tidings.errors import FieldError, Invalid, Malformed, Problem, TooLarge
+from tidings.flow.events import EVENT_MAX, EVENTS_MAX, Outcome
 from tidings.model.cloud_events import CloudEvent, parse_event
 from tidings.web.deps import Deps, Given, Sender
 from tidings.web.edge import check_allowance, check_json
@@ -130,8 +130,9 @@ def parse_events(request: Request, body: bytes) -> list[CloudEvent | tuple[str |
             raise Invalid(errors=[FieldError("must be a list of events", "")])
         if len(document) > EVENTS_MAX:
             raise Invalid(errors=[FieldError(f"must have at most {EVENTS_MAX:,} events", "")])
-        return [_parse_one(raw) for raw in document]
-    return [_parse(document)]
+        sizes = [memoryview(raw).nbytes for raw in msgspec.json.decode(body, type=list[msgspec.Raw])]
+        return [_parse_one(raw, size) for raw, size in zip(document, sizes, strict=True)]
+    return [_parse(document, len(body))]
 
 
 def _parse_binary(request: Request, body: bytes, content_type: str | None) -> CloudEvent:
@@ -152,6 +153,7 @@ def _parse_binary(request: Request, body: bytes, content_type: str | None) -> Cl
     if body:
         check_json(body, None if content_type is None else content_type.encode("latin-1"))
         raw["data"] = msgspec.json.decode(body)
+    _check_size(len(body))
     errors: list[FieldError] = []
     event = parse_event(raw, errors)
     if event is None:
@@ -160,7 +162,13 @@ def _parse_binary(request: Request, body: bytes, content_type: str | None) -> Cl
     return event
 
 
-def _parse(raw: object) -> CloudEvent:
+def _check_size(size: int) -> None:
+    if size > EVENT_MAX:
+        raise TooLarge(f"An event may have {EVENT_MAX // 1024} kB.")
+
+
+def _parse(raw: object, size: int) -> CloudEvent:
+    _check_size(size)
     errors: list[FieldError] = []
     event = parse_event(raw, errors)
     if event is None:
@@ -168,10 +176,10 @@ def _parse(raw: object) -> CloudEvent:
     return event
 
 
-def _parse_one(raw: object) -> CloudEvent | tuple[str | None, Problem]:
+def _parse_one(raw: object, size: int) -> CloudEvent | tuple[str | None, Problem]:
     try:
-        return _parse(raw)
-    except Invalid as problem:
+        return _parse(raw, size)
+    except (Invalid, TooLarge) as problem:
         id_ = raw.get("id") if isinstance(raw, dict) else None
         return id_ if isinstance(id_, str) else None, problem
 

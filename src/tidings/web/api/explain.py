@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, Final
 
 import msgspec
 from fastapi import APIRouter
 from pydantic import Field
 
+from tidings.errors import FieldError, Invalid
 from tidings.flow.request import Request
+from tidings.model.words import Scope
 from tidings.web import hot
 from tidings.web.deps import Given, Sender
 from tidings.web.fields import Body, Moment, View
 
 router = APIRouter(tags=["notifications"])
+
+_FURTHEST: Final = timedelta(days=3660)
+"""Calendars end: what counts days from `at` on has to find some."""
 
 
 class ExplainBody(Body):
@@ -79,7 +84,11 @@ class ExplanationView(View):
 @router.post("/explain", response_model=ExplanationView)
 async def explain_request(deps: Given, caller: Sender, body: ExplainBody) -> Any:
     """What would become of this request: which rules are asked, what each answers, and where that comes from. Nothing
-    is stored, counted or sent, so repeating it does no harm."""
+    is stored, counted or sent, so repeating it does no harm. It shows addresses and what users chose: scope `read` too.
+    """
+    caller.require(Scope.read)
+    if body.at is not None and abs(body.at - deps.clock.now()) > _FURTHEST:
+        raise Invalid(errors=[FieldError(f"must be within {_FURTHEST.days} days of now", "/at")])
     raw = msgspec.json.encode(body.notification)
     request: Request = hot.parse_one(raw)
     return msgspec.to_builtins(await deps.explainer.explain(caller, request, body.at), builtin_types=(datetime,))

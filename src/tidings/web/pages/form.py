@@ -23,6 +23,9 @@ from tidings.directory.users import parse_time_zone
 from tidings.model.words import Channel, Frequency
 
 FIELDS_MAX: Final = 8_000
+MULTIPART_MAX: Final = 4_096
+"""Octets of a form in parts. Only mail programs send such, with one field; our own page's form is no such. Parts in
+parts take their parser time that grows with the square of their number."""
 PAUSES: Final[Mapping[str, timedelta | None]] = {
     "pause_1": timedelta(days=1),
     "pause_7": timedelta(days=7),
@@ -51,11 +54,14 @@ def parse_fields(content_type: str, body: bytes) -> Fields:
             )
         except ValueError:  # too many
             return {}
-    elif kind == "multipart/form-data":
+    elif kind == "multipart/form-data" and len(body) <= MULTIPART_MAX:
         head = f"Content-Type: {content_type}\r\n\r\n".encode("latin-1", "replace")
-        message = BytesParser(policy=HTTP).parsebytes(head + body)
-        parts = message.get_payload() if message.is_multipart() else []
-        pairs = [pair for part in parts if isinstance(part, Message) and (pair := _parse_part(part)) is not None]
+        try:
+            message = BytesParser(policy=HTTP).parsebytes(head + body)
+            parts = message.get_payload() if message.is_multipart() else []
+            pairs = [pair for part in parts if isinstance(part, Message) and (pair := _parse_part(part)) is not None]
+        except (ValueError, RecursionError):  # a name in an encoding that is none
+            return {}
     fields: dict[str, list[str]] = {}
     for name, value in pairs:
         fields.setdefault(name, []).append(value)
