@@ -59,6 +59,7 @@ from tidings.flow.breaker import Breaker
 from tidings.flow.broadcasts import Broadcaster
 from tidings.flow.callbacks import Callbacks, record_receipts
 from tidings.flow.caps import forget_counters
+from tidings.flow.effects import forget_once
 from tidings.flow.endpoints import forget_failing
 from tidings.flow.events import EventAcceptor
 from tidings.flow.explain import Explainer
@@ -394,6 +395,7 @@ async def _keep_partitions(core: Core) -> None:
     await forget_usage(core.database, core.clock.now() - USAGE_KEPT)
     await forget_early(core.database, core.clock.now(), core.settings.retention)
     await forget_inbound(core.database, core.clock.now() - core.settings.retention)
+    await forget_once(core.database, core.clock.now() - core.settings.retention)
     await forget_blobs(core.database, core.clock.now() - core.settings.retention)
 
 

@@ -17,12 +17,12 @@ from tidings.directory.audit import Actor
 from tidings.directory.credentials import Vault
 from tidings.directory.hooks import HookPlan, create_hook
 from tidings.engine.jobs import advance_jobs
-from tidings.flow.effects import apply_refunds
+from tidings.flow.effects import apply_refunds, forget_once
 from tidings.flow.intervene import Cancelled
 from tidings.flow.jobs import STEP
 from tidings.ids import first_id_at
 from tidings.model.messages import Deferred, Rejected, Uncertain
-from tidings.model.words import Reason
+from tidings.model.words import Channel, Reason
 
 
 @pytest.fixture
@@ -259,10 +259,45 @@ async def test_what_is_put_aside_for_good_is_told_to_hooks_once(road: Road) -> N
     road.catalog.forget_all()
     bad, good = await road.accept(), await road.accept()
     await road.database.execute("UPDATE notification SET type_version_id = 999999 WHERE id = $1", bad)
-    for _ in range(5):
+    for _ in range(8):
         await road.plan()
-        road.clock.move(3 * 3_600)
+        road.clock.move(9 * 3_600)
     assert said(await view(road, good)) == {"email": ("queued", None)}
     [row] = await road.deliveries(bad)
     assert (row["status"], row["reason"]) == (4, Reason.unsupported)
     assert await road.database.fetchval("SELECT count(*) FROM job WHERE kind = 3") == 1
+
+
+async def test_a_replay_of_all_letters_leaves_out_those_whose_fallback_came_through(road: Road) -> None:
+    await put(road, "chain", steps=[{"first": ["email", "in_app"]}])
+    id_ = await road.accept(type="chain")
+    await road.plan()
+    road.vendor.answers = [Rejected(Reason.content_rejected)]
+    await road.send()
+    road.clock.move(1)
+    await road.plan()
+    await road.send(Channel.in_app)
+    assert await road.intervener.replay(road.caller, delivery_ids=None) == 0
+    assert await road.count("dead_letter") == 0
+    [email] = [d["id"] for d in await road.deliveries(id_) if d["channel"] == Channel.email]
+    await road.database.execute(
+        "INSERT INTO dead_letter (project_id, delivery_id, notification_id, channel, reason, attempts, at)"
+        " VALUES ($1, $2, $3, 1, 'content_rejected', 1, 'epoch')",
+        road.project_id,
+        email,
+        id_,
+    )
+    assert await road.intervener.replay(road.caller, delivery_ids=[email]) == 1  # somebody means this one
+
+
+async def test_keys_of_broadcasts_are_forgotten_and_those_of_callers_kept(road: Road) -> None:
+    await road.database.execute(
+        "INSERT INTO send_once (project_id, target, key, notification_id, at)"
+        " SELECT $1, 'u:ada', key, $2, now() - interval '100 days'"
+        " FROM unnest(ARRAY['broadcast:brd_1', E'test\\nbroadcast:brd_1', 'welcome', 'broadcast:mine']) AS key",
+        road.project_id,
+        UUID(int=1),
+    )
+    await forget_once(road.database, road.clock.now() - timedelta(days=90))
+    kept = await road.database.fetchval("SELECT array_agg(key ORDER BY key) FROM send_once")
+    assert kept == ["broadcast:mine", "welcome"]

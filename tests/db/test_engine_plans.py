@@ -31,6 +31,7 @@ from tidings.flow.inbox import SQL as INBOX
 from tidings.flow.intervene import SQL as INTERVENE
 from tidings.flow.load import SQL as LOAD
 from tidings.flow.plan import SQL as PLAN
+from tidings.flow.reader import SQL as READER
 from tidings.flow.receipts import SQL as RECEIPTS
 from tidings.flow.settle import SQL as SETTLE
 
@@ -168,11 +169,11 @@ def hot(chosen: list[UUID]) -> dict[str, tuple[str, tuple[Any, ...]]]:
         "remove_free_jobs": (JOBS.remove_free_jobs, (1, chosen)),
         "load_users": (ACCEPT.load_users, (ones, names)),
         "load_keys": (ACCEPT.load_keys, (ones, names, TODAY)),
-        "load_plans": (PLAN.load_plans, (chosen, ones, low, high, TODAY)),
-        "load_runs": (PLAN.load_runs, (chosen, ones, low, high)),
-        "load_pasts": (PLAN.load_pasts, (chosen, ones, families_low, families_high, low, high)),
-        "load_cases": (PLAN.load_cases, (chosen, ones, low, high)),
-        "load_hours": (PLAN.load_hours, (ones, names)),
+        "load_plans": (READER.load_plans, (chosen, ones, low, high, TODAY)),
+        "load_runs": (READER.load_runs, (chosen, ones, low, high)),
+        "load_pasts": (READER.load_pasts, (chosen, ones, families_low, families_high, low, high)),
+        "load_cases": (READER.load_cases, (chosen, ones, low, high)),
+        "load_hours": (READER.load_hours, (ones, names)),
         "claim_once": (EFFECTS.claim_once, (ones, targets, ["u"] * n, chosen, TODAY)),
         "apply_withdrawn": (PLAN.apply_withdrawn, ([1], chosen, low, high, TODAY)),
         "insert_runs": (
@@ -187,7 +188,7 @@ def hot(chosen: list[UUID]) -> dict[str, tuple[str, tuple[Any, ...]]]:
             (chosen, ones, [2] * n, none, ones, ones, none, low, [0] * n, TODAY, high),
         ),
         "load_statuses": (INTERVENE.load_statuses, (1, chosen[0], *ids.family_range(chosen[0]))),
-        "load_replays": (INTERVENE.load_replays, (1, chosen, low, high)),
+        "load_replays": (INTERVENE.load_replays, (1, chosen, low, high, False)),
         "lock_reported": (RECEIPTS.lock_reported, (chosen, ones, [9] * n, low, high, TODAY, chosen)),
         "update_reported": (
             RECEIPTS.update_reported,

@@ -20,7 +20,7 @@ from tidings.db.pool import Database
 from tidings.flow.effects import SQL as EFFECTS
 from tidings.flow.intervene import SQL as INTERVENE
 from tidings.flow.load import SQL as LOAD
-from tidings.flow.plan import SQL as PLAN
+from tidings.flow.reader import SQL as READER
 from tidings.flow.settle import SQL as SETTLE
 
 ROWS = 20_000
@@ -51,10 +51,10 @@ async def test_a_batch_of_old_and_new_rows_reads_only_its_own(database: Database
     families = list(zip(*map(ids.family_range, chosen), strict=True))
     lows, highs = list(families[0]), list(families[1])
     statements = {
-        "load_plans": (PLAN.load_plans, (chosen, ones, low, high, None)),
-        "load_runs": (PLAN.load_runs, (chosen, ones, low, high)),
-        "load_pasts": (PLAN.load_pasts, (chosen, ones, lows, highs, low, high)),
-        "load_cases": (PLAN.load_cases, (chosen, ones, low, high)),
+        "load_plans": (READER.load_plans, (chosen, ones, low, high, None)),
+        "load_runs": (READER.load_runs, (chosen, ones, low, high)),
+        "load_pasts": (READER.load_pasts, (chosen, ones, lows, highs, low, high)),
+        "load_cases": (READER.load_cases, (chosen, ones, low, high)),
         "list_idle": (EFFECTS.list_idle, (chosen, ones, lows, highs, low, high)),
         "load_deliveries": (LOAD.load_deliveries, (chosen, ones, low, high, None)),
         "lock_cancelled": (SETTLE.lock_cancelled, (chosen, ones, low, high)),
@@ -63,7 +63,7 @@ async def test_a_batch_of_old_and_new_rows_reads_only_its_own(database: Database
             SETTLE.update_deliveries,
             (chosen, ones, [4] * n, ["x"] * n, ones, ones, ["x"] * n, low, [4] * n, None, high),
         ),
-        "load_replays": (INTERVENE.load_replays, (1, chosen, low, high)),
+        "load_replays": (INTERVENE.load_replays, (1, chosen, low, high, False)),
     }
     async with database.acquire() as conn:
         await ensure_partitions(conn, NOW, days_ahead=2)

@@ -65,7 +65,8 @@ async def partitions_ahead(connection: Connection, now: datetime) -> int:
 
 
 async def drop_partitions(connection: Connection, before: datetime) -> list[str]:
-    """Drops the partitions of all days that ended by `before`, save those a job or a digest still points into; gives their names.
+    """Drops the partitions of all days that ended by `before`, save those a job or a digest still points into; gives
+    their names.
 
     Must be called outside of a transaction: a partition is detached concurrently, so that nobody waits for it. An
     interrupted detach is finished by the next call.

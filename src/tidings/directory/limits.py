@@ -23,6 +23,8 @@ LIMITS_MAX: Final = 10
 """Limits in one place; each is one more row to lock."""
 WINDOW_MIN: Final = timedelta(seconds=1)
 WINDOW_MAX: Final = timedelta(days=366)
+DEFER_MAX: Final = timedelta(days=30)
+"""The longest window where what is too much waits: it is kept until then."""
 THEN: Final = ("drop", "defer", "digest")
 EXEMPT: Final = ("critical", "required")
 _KEY: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
@@ -100,6 +102,9 @@ def _parse_limit(raw: object, at: str, errors: list[FieldError], *, categories: 
         exempt = EXEMPT
     elif not isinstance(exempt, Sequence) or isinstance(exempt, str) or any(name not in EXEMPT for name in exempt):
         errors.append(FieldError(f"must be a list of {', '.join(EXEMPT)}", f"{at}/exempt"))
+    if window is not None and then in ("defer", "digest") and parse_duration(window) > DEFER_MAX:
+        said = f"must be at most {to_duration(DEFER_MAX)} where what is too much waits (`{then}`)"
+        errors.append(FieldError(said, f"{at}/window"))
     if len(errors) > before:
         return None
     assert isinstance(most, int)

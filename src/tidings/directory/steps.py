@@ -80,8 +80,8 @@ def parse_steps(raw: object, at: str, errors: list[FieldError], *, longest: time
     """Steps as a caller gives them, in their normal form.
 
     - `{"send": ["push", "in_app"]}`: on all of them.
-    - `{"first": ["sms", "email"], "within": "5m", "otherwise": "stop"}`: one after the other until one succeeds; whether
-      what follows runs when none did says `otherwise`: `stop` (which is the default) or `continue`.
+    - `{"first": ["sms", "email"], "within": "5m", "otherwise": "stop"}`: one after the other until one succeeds;
+      whether what follows runs when none did says `otherwise`: `stop` (which is the default) or `continue`.
     - `{"wait": "10m", "unless": "seen"}`: go on after ten minutes, stop if it was seen meanwhile.
     - `{"delay": "10m"}`: go on after ten minutes.
     - `{"if": condition, "then": [steps], "else": [steps]}`: see `tidings.model.conditions`.
@@ -93,11 +93,25 @@ def parse_steps(raw: object, at: str, errors: list[FieldError], *, longest: time
     steps = _parse_list(raw, at, errors, longest, 0)
     if _count(steps) > STEPS_MAX:
         errors.append(FieldError(f"has more than {STEPS_MAX} steps", at))
+    if not errors and _sum_waits(steps) > longest:
+        said = f"its waits add up to more than {to_duration(longest)}, a day less than notifications are kept"
+        errors.append(FieldError(said, at))
     return steps
 
 
 def _count(steps: list[dict[str, Any]]) -> int:
     return sum(1 + _count(step.get("then", [])) + _count(step.get("else", [])) for step in steps)
+
+
+def _sum_waits(steps: list[dict[str, Any]]) -> timedelta:
+    """The longest that a run may wait for its steps, quiet hours and limits aside."""
+    total = timedelta(0)
+    for step in steps:
+        for name, times in (("wait", 1), ("delay", 1), ("within", len(step.get("first", ())))):
+            if name in step:
+                total += parse_duration(step[name]) * times
+        total += max(_sum_waits(step.get("then", [])), _sum_waits(step.get("else", [])))
+    return total
 
 
 def _parse_list(raw: object, at: str, errors: list[FieldError], longest: timedelta, depth: int) -> list[dict[str, Any]]:

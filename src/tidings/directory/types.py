@@ -57,7 +57,7 @@ class Definition(msgspec.Struct, frozen=True):
     template: str
     priority: str = Priority.medium.name
     steps: list[dict[str, Any]] = []
-    """`[{"send": ["email", "in_app"]}]`, see `tidings.directory.steps`; empty: every channel that the template covers."""
+    """`[{"send": ["email"]}]`, see `tidings.directory.steps`; empty: every channel that the template covers."""
     expires_after: str | None = None
     guarantee: str = Guarantee.at_least_once.value
     critical: bool = False

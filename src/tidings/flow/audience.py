@@ -37,7 +37,7 @@ WINDOW: Final = 5_000
 """Rows that one page looks at."""
 SMALLER_WINDOWS: Final = (250, 10)
 """And so many, one after the other, where the conditions of segments take too long for more."""
-PAGE_TIMEOUT: Final = timedelta(seconds=2)
+PAGE_TIMEOUT: Final = timedelta(milliseconds=500)
 """A page with segments may take so long: others wait for the worker that reads it."""
 CONDITIONS_MAX: Final = 500
 """Conditions in the segments of one audience."""

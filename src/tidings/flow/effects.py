@@ -13,12 +13,14 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from uuid import UUID
 
 from tidings import ids
-from tidings.db.pool import Connection
+from tidings.db.pool import Connection, Database
 from tidings.db.sql import load_queries
 from tidings.flow.caps import refund
 from tidings.flow.evidence import Event
 from tidings.flow.hooks import enqueue_hooks
 
+FORGET_BATCH: Final = 20_000
+"""Send-once keys deleted in one statement."""
 _ADDRESS_MAX: Final = 320
 
 SQL: Final = load_queries(__package__, "effects.sql")
@@ -139,6 +141,12 @@ def to_target(user_id: str | None, channel: int | None, address: str | None) -> 
     if address is not None and len(address) > _ADDRESS_MAX:
         address = hashlib.sha256(address.encode()).hexdigest()
     return f"{channel}:{address}"
+
+
+async def forget_once(database: Database, before: datetime) -> None:
+    """Delete the send-once keys that broadcasts claimed by themselves before then; in batches."""
+    while await database.fetchval(SQL.forget_once, before, FORGET_BATCH) == FORGET_BATCH:
+        pass
 
 
 def to_once_key(key: str, *, test: bool) -> str:

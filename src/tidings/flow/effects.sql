@@ -74,6 +74,19 @@ FROM unnest($1::int[], $2::text[], $3::text[], $4::uuid[]) AS x (project_id, tar
 ON CONFLICT (project_id, target, key) DO UPDATE SET at = o.at
 RETURNING o.project_id, o.target, o.key, o.notification_id;
 
+-- name: forget_once
+-- The keys that broadcasts by local time claim for themselves, once these are over; at most $2 at a time, answers with how
+-- many. Those that callers give are kept: they say once, and mean it.
+-- any project: housekeeping
+WITH gone AS (
+    DELETE FROM send_once WHERE ctid = ANY (ARRAY(
+        SELECT ctid FROM send_once
+        WHERE at < $1 AND (key LIKE 'broadcast:brd\_%' OR key LIKE E'test\nbroadcast:brd\\_%')
+        LIMIT $2 FOR UPDATE SKIP LOCKED))
+    RETURNING 1
+)
+SELECT count(*)::int FROM gone;
+
 -- name: delete_once
 DELETE FROM send_once o USING unnest($1::int[], $2::text[], $3::uuid[]) AS x (project_id, target, id)
 WHERE o.project_id = x.project_id AND o.target = x.target AND o.notification_id = x.id

@@ -24,7 +24,7 @@ from tidings.errors import Problem
 from tidings.flow.accept import Acceptor
 from tidings.flow.decide import decide_digest, decide_plan
 from tidings.flow.facts import Facts
-from tidings.flow.plan import Reader
+from tidings.flow.reader import Reader
 from tidings.flow.request import Draft, Request
 from tidings.flow.timeline import DeliveryView, load_trail, load_view
 from tidings.model.conditions import Case

@@ -249,7 +249,7 @@ class Intervener:
                 return 0, 0
             wanted = [row["delivery_id"] for row in letters]
             low, high = ids.family_bounds(wanted)
-            rows = await conn.fetch(SQL.load_replays, project_id, wanted, low, high)
+            rows = await conn.fetch(SQL.load_replays, project_id, wanted, low, high, delivery_ids is not None)
             rows = await _keep_once(conn, project_id, rows, now)
             again = [row["id"] for row in rows]
             if again:

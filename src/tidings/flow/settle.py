@@ -174,8 +174,9 @@ class Settler:
             await self._endpoints.apply(conn, sightings, now)
         early = await record_early(conn, self._meter, self._clock, met)
         ended = [s for s in valid if s.job.id in moved and s.status is not Status.queued]
-        await effects.apply_refunds(conn, _list_refunds(ended))
+        # In this order, as planning locks them: the job first, then the counters.
         lanes = await queue.advance_jobs(conn, STEP, self._list_reacting(ended), now)
+        await effects.apply_refunds(conn, _list_refunds(ended))
         return Written(valid, _list_moves(counted) + early, lanes)
 
     async def apply_expired(self, conn: Connection, jobs: Sequence[Job]) -> Callable[[], Collection[int]]:

@@ -14,8 +14,8 @@ from tidings.db.pool import Database, Record
 from tidings.db.sql import load_queries
 from tidings.directory.catalog import Catalog
 from tidings.errors import NotFound
-from tidings.model.transitions import decide_notification_status
 from tidings.model.rulings import Answer, Pass
+from tidings.model.transitions import decide_notification_status
 from tidings.model.words import Channel, Engagement, EventKind, Priority, Reason, RunState, Status
 
 SQL: Final = load_queries(__package__, "timeline.sql")

@@ -35,6 +35,8 @@ SEED = int(os.environ.get("TIDINGS_SIM_SEED", "1"))
 KILLS = 6
 CROWD = 3_000
 """Users of the broadcast."""
+PACE = 300.0
+"""Of them a second, so that the broadcast is still being expanded when workers are killed."""
 FEW = 10
 """Users to whom the other types go: `u0`, `u1`, …"""
 GATHERED, STEPPED, CAPPED = 200, 100, 100
@@ -101,21 +103,21 @@ class Stage:
             assert not isinstance(outcome, Problem), outcome
             self.ids[kind][n] = outcome.id
 
-    async def kill(self) -> None:
-        """One of the workers, at a moment that the seed chooses, and another one in its place."""
-        wanted = len(self.hooks.receipts) + self.rng.randint(20, 350)
+    async def kill(self, n: int) -> None:
+        """One of the workers, at the n-th of the moments that the seed chooses, and another one in its place."""
+        wanted = CROWD * (n + 1) // (KILLS + 2) + self.rng.randint(0, 200)
         await self.hooks.news.wait_until(lambda: len(self.hooks.receipts) >= wanted, 60)
         i = self.rng.randrange(2)
         await self.workers[i].kill()
         self.workers[i] = await self.system.worker()
 
     async def deliveries(self, kind: str) -> list[Any]:
-        """All of the type, oldest first."""
+        """All of the type, those of a notification in the order of its steps."""
         return await self.database.fetch(
             "SELECT d.*, n.user_id, n.items, r.planned_at FROM notification AS n"
             " JOIN delivery AS d ON d.notification_id = n.id JOIN run AS r ON r.id = n.id"
-            " JOIN type_version AS v ON v.id = n.type_version_id JOIN type AS t ON t.id = v.type_id"
-            " WHERE t.key = $1 ORDER BY d.id",
+            " JOIN type_version AS v ON v.id = n.type_version_id"
+            " WHERE v.type_key = $1 ORDER BY n.id, d.step",
             kind,
         )
 
@@ -203,13 +205,14 @@ async def stage(database: Database, database_dsn: str, tmp_path: Path) -> AsyncI
 
 async def test_rules_hold_whenever_a_worker_is_killed(stage: Stage) -> None:
     print(f"TIDINGS_SIM_SEED={SEED}")
+    few = [f"u{i}" for i in range(FEW)]
     wave = await stage.client.broadcasts.create(
-        type="wave", to={"all": True}, exclude={"users": [f"u{i}" for i in range(FEW)]}, data={"n": 0}
+        type="wave", to={"all": True}, exclude={"users": few}, data={"n": 0}, rate=PACE
     )
     for n in range(KILLS):
         for kind, total in (("comment", GATHERED), ("ladder", STEPPED), ("capped", CAPPED)):
             await stage.ask(kind, range(total * n // KILLS, total * (n + 1) // KILLS))
-        await stage.kill()
+        await stage.kill(n)
     await drained(stage.database)
     await stage.check_told_once()
     await stage.check_broadcast(wave.id)

@@ -60,6 +60,7 @@ CREATE TABLE send_once (
     at              timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (project_id, target, key)
 );
+CREATE INDEX send_once_by_time ON send_once USING brin (at);
 
 -- Taken back by a cancel: what it said is gone, and nobody sees it again.
 ALTER TABLE inbox_item ADD COLUMN recalled_at timestamptz;
