@@ -114,8 +114,8 @@ class Stage:
     async def deliveries(self, kind: str) -> list[Any]:
         """All of the type, those of a notification in the order of its steps."""
         return await self.database.fetch(
-            "SELECT d.*, n.user_id, n.items, r.planned_at FROM notification AS n"
-            " JOIN delivery AS d ON d.notification_id = n.id JOIN run AS r ON r.id = n.id"
+            "SELECT d.*, n.user_id, n.items FROM notification AS n"
+            " JOIN delivery AS d ON d.notification_id = n.id"
             " JOIN type_version AS v ON v.id = n.type_version_id"
             " WHERE v.type_key = $1 ORDER BY n.id, d.step",
             kind,
