@@ -13,6 +13,7 @@ from tidings.db.pool import Database
 from tidings.flow.explain import Explainer, Explanation, Refused, explain_notification
 from tidings.flow.measure import Move
 from tidings.flow.request import Request
+from tidings.model.messages import Rejected
 from tidings.model.words import Channel, Reason, Status
 
 
@@ -77,6 +78,35 @@ async def test_what_would_be_refused_is_told_with_its_problem(road: Road) -> Non
     told = await what_if(road, type="nothing")
     assert isinstance(told, Refused)
     assert told.problem["errors"][0]["pointer"] == "/type"
+
+
+async def test_a_chain_is_told_in_plain_words(road: Road) -> None:
+    await put(road, "chain", steps=[{"first": ["email"]}])
+    id_ = await road.accept(type="chain")
+    await road.plan()
+    road.vendor.answers = [Rejected(Reason.content_rejected)]
+    await road.send()
+    await road.plan()
+    told = await explain_notification(road.database, road.catalog, road.project_id, id_)
+    assert told.text == "It failed."
+    assert [channel.text for channel in told.channels] == ["It failed: content_rejected."]
+    assert [ruling.text for asked in told.passes for ruling in asked.rulings if ruling.rule == "chain"] == [
+        "This one was tried and failed.",
+        "None of the chain succeeded: nothing more is sent. Decided by the type.",
+    ]
+
+
+async def test_a_reaction_is_told_in_plain_words(road: Road) -> None:
+    await put(road, "nudge", steps=[{"send": ["in_app"]}, {"wait": "10m", "unless": "seen"}, {"send": ["email"]}])
+    id_ = await road.accept(type="nudge")
+    await road.plan()
+    await road.send(Channel.in_app)
+    await road.database.execute("UPDATE delivery SET engagement = 1")  # seen
+    road.clock.move(601)
+    await road.plan()
+    told = await explain_notification(road.database, road.catalog, road.project_id, id_)
+    [ruling] = [ruling for asked in told.passes for ruling in asked.rulings if ruling.rule == "engagement"]
+    assert ruling.text == "The user has reacted: nothing more is sent (seen). Decided by the type."
 
 
 async def test_preferences_count_at_the_time_of_sending(road: Road) -> None:

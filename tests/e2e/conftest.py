@@ -183,10 +183,11 @@ async def api(database: Database) -> AsyncIterator[Api]:
     catalog = Catalog(database, clock, vault=vault)
     acceptor = Acceptor(database, catalog, Meter(database, clock), clock, Wakes())
     intervener = Intervener(database, Meter(database, clock), clock, Wakes())
+    access = Access(database, clock)
     deps = Deps(
         database=database,
         clock=clock,
-        access=Access(database, clock),
+        access=access,
         metrics=metrics,
         vault=vault,
         catalog=catalog,
@@ -196,7 +197,7 @@ async def api(database: Database) -> AsyncIterator[Api]:
         live=live,
         intervener=intervener,
         eraser=Eraser(database, intervener, clock),
-        events=EventAcceptor(acceptor, catalog, clock),
+        events=EventAcceptor(acceptor, catalog, access, clock),
         explainer=Explainer(database, catalog, acceptor, clock),
         receiver=receiver,
         callbacks=Callbacks(database, vault, receiver, InboundRecorder(database, clock), surroundings, clock),

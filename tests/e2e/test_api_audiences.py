@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
+from tidings.db.pool import Connection
 from tidings.model.words import Scope
 
 PRO = {"user": "plan", "is": "pro"}
@@ -127,6 +129,40 @@ async def test_a_condition_that_is_none_is_refused_where_it_is_wrong(tenant: Any
     ):
         assert answer.status_code == 422
         assert answer.json()["errors"][0]["pointer"] == pointer
+
+
+async def test_long_looks_of_one_project_are_few(tenant: Any) -> None:
+    """Each holds a connection, of which others need some."""
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    database = tenant.api.deps.database
+    await tenant.put("/api/v1/segments/pro", {"condition": PRO})
+    everybody = {"type": "t", "to": {"all": True}, "dry_run": True}
+    preview, members, dry_run = "/api/v1/segments/preview", "/api/v1/segments/pro/members", "/api/v1/broadcasts"
+    other = await tenant.api.new_project("other")
+
+    async def work(conn: Connection) -> list[asyncio.Task[Any]]:
+        await conn.execute("LOCK TABLE app_user IN ACCESS EXCLUSIVE MODE")
+        looks = [
+            asyncio.create_task(tenant.post(preview, {"condition": PRO})),
+            asyncio.create_task(tenant.get(members)),
+        ]
+        while await conn.fetchval(waiting) < 2:
+            pass
+        for refused in (
+            await tenant.post(preview, {"condition": PRO}),
+            await tenant.get(members),
+            await tenant.post(dry_run, everybody),
+        ):
+            assert (refused.status_code, refused.headers["retry-after"]) == (429, "5"), refused.text
+            assert refused.json()["type"].endswith("#too-many-requests")
+        looks.append(asyncio.create_task(other.post(preview, {"condition": PRO})))
+        while await conn.fetchval(waiting) < 3:
+            pass
+        return looks
+
+    looks = await database.transaction(work)
+    assert [answer.status_code for answer in await asyncio.gather(*looks)] == [200, 200, 200]
+    assert (await tenant.get(members)).status_code == 200
 
 
 async def test_only_fifty_are_tracked(tenant: Any) -> None:

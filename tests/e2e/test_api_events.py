@@ -193,6 +193,27 @@ async def test_events_need_the_scope_to_send_and_critical_ones_leave(shop: Any) 
     assert "id" in (await _post(shop, EVENT)).json()["results"][0]["notifications"][0]
 
 
+async def test_what_rules_make_of_an_event_counts_against_the_keys_rate(shop: Any) -> None:
+    for n in range(4):
+        assert (await shop.put(f"{RULES}/more-{n}", RULE)).status_code == 201
+    made = await shop.post("/api/v1/keys", {"name": "k", "scopes": ["send"], "rate": 7})
+    limited = type(shop)(shop.api, shop.project_id, shop.project_key, made.json()["key"])
+    unknown = {**EVENT, "id": "e-2", "data": {"customer": {}}}
+    answer = await _post(limited, [EVENT, unknown, {**EVENT, "id": "e-3"}], "application/cloudevents-batch+json")
+    assert answer.status_code == 202, answer.text
+    # Seven: three for the events, each of which pays for the first that is made of it, and four for further ones.
+    first, second, third = ([one.get("problem") for one in r["notifications"]] for r in answer.json()["results"])
+    assert first == [None] * 5
+    assert {problem["status"] for problem in second} == {422}, "nothing was made, so nothing is counted"
+    assert third[0] is None
+    assert [problem["status"] for problem in third[1:]] == [429] * 4
+    assert third[1]["type"].endswith("#rate-limited")
+    assert await _stored(shop) == 6
+    again = await _post(shop, {**EVENT, "id": "e-3"})
+    assert ["id" in one for one in again.json()["results"][0]["notifications"]] == [True] * 5, "what was refused comes"
+    assert await _stored(shop) == 10
+
+
 async def test_rules_of_one_project_see_no_events_of_another(shop: Any) -> None:
     other = await shop.api.new_project("other")
     assert (await _post(other, EVENT)).json()["results"] == [{"id": "e-1", "notifications": []}]

@@ -7,6 +7,7 @@ says what each path parameter is in the other project; a parameter that it does 
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 from typing import Any
 
 from tidings.ids import DELIVERY, NOTIFICATION, child_id, new_id, to_public
@@ -58,6 +59,10 @@ async def _ids_of(owner: Any) -> dict[str, str]:
         delivery,
         notification,
     )
+    rule = {"event": {"type": "a.b"}, "type": SECRET, "to": {"user": "subject"}}
+    await owner.put(f"/api/v1/event_rules/{SECRET}", rule)
+    ask = {"type": SECRET, "to": {"users": [SECRET]}, "send_at": (clock.now() + timedelta(days=1)).isoformat()}
+    broadcast = await owner.post("/api/v1/broadcasts", ask)
     key = await owner.post("/api/v1/keys", {"name": SECRET, "scopes": ["read"]})
     return {
         "user_id": SECRET,
@@ -65,6 +70,7 @@ async def _ids_of(owner: Any) -> dict[str, str]:
         "key_id": key.json()["id"],
         "notification_id": to_public(NOTIFICATION, notification),
         "delivery_id": to_public(DELIVERY, delivery),
+        "broadcast_id": broadcast.json()["id"],
         "version": "1",
         "mark": "read",
     }
@@ -83,7 +89,8 @@ async def _snapshot(api: Any, project_id: int) -> dict[str, list[Any]]:
         "audit",
         "consent",
     )
-    tables += ("notification", "delivery", "event", "dead_letter", "job", "blob")
+    tables += ("notification", "delivery", "event", "dead_letter", "job", "blob", "broadcast", "broadcast_cohort")
+    tables += ("topic", "topic_member", "segment", "event_rule")
     return {
         table: await api.deps.database.fetch(f"SELECT * FROM {table} WHERE project_id = $1 ORDER BY 1, 2", project_id)
         for table in tables

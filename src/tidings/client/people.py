@@ -150,7 +150,8 @@ def list_consents(id: str, *, limit: int | None = None) -> Listing[Consent]:
 
 
 def create_preference_link(id: str, *, expires_after: str | None = None) -> Call[PreferenceLink]:
-    """A link to the page on which the user chooses. Whoever has it can choose for them.
+    """A link to the page on which the user chooses. Whoever has it can choose for them, so the key needs the scope
+    `manage`.
 
     Args:
         expires_after: a duration such as `30d`; without, it does not end.

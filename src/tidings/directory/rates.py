@@ -5,7 +5,7 @@ requests against that in memory, so hardly any request costs a statement, and al
 through than the rate. What a process has taken and does not use by the end of the minute is lost: with several of them
 a key may be refused a little before its rate is reached, by no more than a twentieth of it for each.
 
-A request costs one, and one that brings many notifications costs as many as it brings. Minutes are those of the
+A request costs one, and one that brings many notifications, or events of which rules make many, costs as many. Minutes are those of the
 database's clock.
 """
 
@@ -21,6 +21,7 @@ from uuid import UUID
 from tidings.clock import Clock
 from tidings.db.pool import Database
 from tidings.db.sql import load_queries
+from tidings.errors import RateLimited
 
 _queries: Final = load_queries(__package__, "rates.sql")
 _LEASE_BUDGET: Final = _queries.lease_budget
@@ -44,6 +45,22 @@ class Allowance(NamedTuple):
     """Requests left in this minute, as far as this process knows: others may be using them."""
     seconds: float
     """Until the minute ends."""
+
+
+def check_allowance(allowance: Allowance, cost: int) -> None:
+    """Nothing, if the request may go on.
+
+    Raises:
+        RateLimited: the key has not enough left.
+    """
+    if allowance.granted:
+        return
+    if cost > allowance.limit:
+        raise RateLimited(f"These are more at once than this API key may send in a minute ({allowance.limit:,}).")
+    raise RateLimited(
+        f"This API key may make {allowance.limit:,} requests a minute, and has not enough left for this one.",
+        retry_after=allowance.seconds,
+    )
 
 
 @dataclass

@@ -204,15 +204,14 @@ def _chain(facts: Facts, at: Run, chain: First, rules: Rules, rng: random.Random
         number, hold = min(later, key=lambda entry: entry[1].until)
         return plan.wait(Run(at.step, number, 1 << chain.channels[number - 1]), hold.until, hold.reason)
     answer = Answer.go if chain.go_on else Answer.stop
-    plan.rulings.append(Ruling(Rule.chain, answer, Level.type, None, None, None, "none of the chain succeeded"))
+    plan.rulings.append(Ruling(Rule.chain, answer, Level.type))
     return None if chain.go_on else plan.end(at.step, RunState.stopped)
 
 
 def _wait(facts: Facts, at: Run, wait: Wait, past: Sequence[Past], plan: Plan) -> Plan | None:
     met = list_engagement(past) & set(wait.unless)
     if met:
-        said = f"{', '.join(sorted(met))}: nothing more is sent"
-        plan.rulings.append(Ruling(Rule.engagement, Answer.stop, Level.type, detail=said))
+        plan.rulings.append(Ruling(Rule.engagement, Answer.stop, Level.type, detail=", ".join(sorted(met))))
         return plan.end(at.step, RunState.stopped)
     if not at.place:
         return plan.wait(Run(at.step, 1), facts.now + wait.time, None)

@@ -16,10 +16,11 @@ from typing import Any, Final
 import msgspec
 
 from tidings.clock import Clock
-from tidings.directory.access import Caller
+from tidings.directory.access import Access, Caller
 from tidings.directory.catalog import Catalog
 from tidings.directory.event_rules import StoredRule, fill_text, list_paths
-from tidings.errors import FieldError, Invalid, Problem, Unavailable
+from tidings.directory.rates import check_allowance
+from tidings.errors import FieldError, Invalid, Problem, RateLimited, Unavailable
 from tidings.flow.accept import BATCH_LIMIT, Acceptor, Answer
 from tidings.flow.request import Request, To
 from tidings.model.cloud_events import MISSING, CloudEvent
@@ -45,17 +46,25 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 class EventAcceptor:
-    """Takes events, in an API process."""
+    """Takes events, in an API process.
 
-    def __init__(self, acceptor: Acceptor, catalog: Catalog, clock: Clock) -> None:
+    Args:
+        access: counts what rules make of events against the caller's rate.
+    """
+
+    def __init__(self, acceptor: Acceptor, catalog: Catalog, access: Access, clock: Clock) -> None:
         self._acceptor = acceptor
         self._catalog = catalog
+        self._access = access
         self._clock = clock
 
     async def accept(
         self, caller: Caller, events: Sequence[CloudEvent], *, traceparent: str | None
     ) -> list[list[Outcome]]:
         """What the rules made of each event, in input order; nothing where none fits.
+
+        Each event has been counted against the caller's rate once, which pays for the first notification made of it.
+        Each further one is counted here; what is beyond the rate gets that problem.
 
         Raises:
             Forbidden: the caller may not send.
@@ -65,9 +74,12 @@ class EventAcceptor:
         rules = await self._catalog.load_event_rules(caller.project_id)
         now = self._clock.now()
         outcomes: list[list[Outcome]] = [[] for _ in events]
+        paid = set(range(len(events)))
 
         async def take(part: Sequence[tuple[int, CloudEvent, StoredRule]]) -> None:
-            requests = [plan_request(rule, event) for _, event, rule in part]
+            requests = [
+                await self._charge(caller, plan_request(rule, event), place, paid) for place, event, rule in part
+            ]
             prints = [to_print(rule.key, event, test=caller.test) for _, event, rule in part]
             answers = await self._acceptor.accept(caller, requests, key=None, traceparent=traceparent, prints=prints)
             for (place, _, rule), answer in zip(part, answers, strict=True):
@@ -92,6 +104,28 @@ class EventAcceptor:
         if part:
             await take(part)
         return outcomes
+
+    async def _charge(
+        self, caller: Caller, request: Request | Problem, place: int, paid: set[int]
+    ) -> Request | Problem:
+        """The request, or why it is beyond the caller's rate; what is no request costs nothing.
+
+        Args:
+            place: the event's.
+            paid: events whose own count is not used up.
+        """
+        if isinstance(request, Problem):
+            return request
+        if place in paid:
+            paid.remove(place)
+            return request
+        allowance = await self._access.charge(caller, 1)
+        try:
+            if allowance is not None:
+                check_allowance(allowance, 1)
+        except RateLimited as problem:
+            return problem
+        return request
 
 
 def decide_match(stored: StoredRule, event: CloudEvent, now: datetime) -> bool:

@@ -83,7 +83,7 @@ _RULES: Final[Mapping[Rule, tuple[str, str]]] = {
     Rule.limit: ("there is room under the limits", "a limit is reached"),
     Rule.condition: ("the condition was looked at", "the condition was not met"),
     Rule.engagement: ("the user has not reacted", "the user has reacted"),
-    Rule.chain: ("the chain goes on", "this one did not succeed"),
+    Rule.chain: ("none of the chain succeeded: it goes on with what follows", "none of the chain succeeded"),
     Rule.expiry: ("it has not expired", "it has expired"),
 }
 _ENDS: Final[Mapping[Answer, str]] = {
@@ -93,6 +93,16 @@ _ENDS: Final[Mapping[Answer, str]] = {
     Answer.digest: ": it is gathered",
     Answer.stop: ": nothing more is sent",
 }
+
+
+_PAST: Final[Mapping[str, str]] = {
+    "delivered": "It was delivered.",
+    "failed": "It failed.",
+    "skipped": "It was not sent.",
+    "cancelled": "It was cancelled.",
+    "expired": "It expired.",
+}
+"""What is over."""
 
 
 class RulingView(msgspec.Struct, kw_only=True):
@@ -153,14 +163,7 @@ class Refused(msgspec.Struct, kw_only=True):
 
 def to_view(ruling: Ruling) -> RulingView:
     """A ruling in words. Pure."""
-    yes, no = _RULES[ruling.rule]
-    said = (yes if ruling.answer is Answer.go else no) + _ENDS[ruling.answer]
-    if ruling.until is not None and ruling.answer in (Answer.hold, Answer.digest):
-        said += f" until {ruling.until:%Y-%m-%d %H:%M} UTC"
-    if ruling.detail is not None:
-        said += f" ({ruling.detail})"
-    if ruling.level is not Level.default:
-        said += f". Decided by {_LEVELS[ruling.level]}"
+    said = _say_ruling(ruling)
     return RulingView(
         rule=ruling.rule.value,
         answer=ruling.answer.value,
@@ -171,6 +174,20 @@ def to_view(ruling: Ruling) -> RulingView:
         detail=ruling.detail,
         text=f"{said[:1].upper()}{said[1:]}.",
     )
+
+
+def _say_ruling(ruling: Ruling) -> str:
+    if ruling.rule is Rule.chain and ruling.channel is not None:  # a fact, which nobody decided
+        return f"this one was tried and {ruling.detail}"
+    yes, no = _RULES[ruling.rule]
+    said = (yes if ruling.answer is Answer.go else no) + _ENDS[ruling.answer]
+    if ruling.until is not None and ruling.answer in (Answer.hold, Answer.digest):
+        said += f" until {ruling.until:%Y-%m-%d %H:%M} UTC"
+    if ruling.detail is not None:
+        said += f" ({ruling.detail})"
+    if ruling.level is not Level.default:
+        said += f". Decided by {_LEVELS[ruling.level]}"
+    return said
 
 
 def list_rules(channel: Channel, reason: str | None, ruled: Sequence[Ruling]) -> list[RulingView]:
@@ -206,8 +223,7 @@ def _say_outcome(status: str, reason: str | None) -> str:
         "queued": "It waits for its turn.",
         "sending": "It is being sent.",
         "sent": "The provider took it.",
-        "delivered": "It was delivered.",
-    }.get(status, f"It is {status}.")
+    }.get(status, _PAST.get(status, f"It is {status}."))
     return f"{said[:-1]}: {reason}." if reason is not None else said
 
 
@@ -220,7 +236,7 @@ def _say_status(status: str, reason: str | None, until: datetime | None) -> str:
         "processing": "It is under way.",
         "skipped": "Nothing was sent.",
         "partly": "Some of it arrived, some did not.",
-    }.get(status, f"It is {status}.")
+    }.get(status, _PAST.get(status, f"It is {status}."))
     if status == "held":
         said += f" until {until:%Y-%m-%d %H:%M} UTC" if until is not None else ""
         said += f": {reason}." if reason is not None else "."

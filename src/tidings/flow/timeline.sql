@@ -27,7 +27,7 @@ ORDER BY e.at, e.id;
 -- Newest first. $3 bounds the ids from below (`since`), $2 from above (the cursor). Status and channel filter deliveries.
 -- $5, the user, has a query of its own below: one plan cannot serve both.
 SELECT n.id, n.type_version_id, n.user_id, n.to_channel, n.to_address, n.priority, n.created_at, n.send_at, n.cancelled_at,
-       d.statuses, r.id IS NOT NULL AS planned, r.state
+       d.statuses, r.id IS NOT NULL AS planned, r.state, r.reason AS run_reason
 FROM notification n
 LEFT JOIN run r ON r.project_id = n.project_id AND r.id = n.id
 LEFT JOIN LATERAL (
@@ -50,7 +50,7 @@ ORDER BY n.id DESC LIMIT $8;
 -- Newest first. $3 bounds the ids from below (`since`), $2 from above (the cursor). Status and channel filter deliveries.
 -- The same for one user.
 SELECT n.id, n.type_version_id, n.user_id, n.to_channel, n.to_address, n.priority, n.created_at, n.send_at, n.cancelled_at,
-       d.statuses, r.id IS NOT NULL AS planned, r.state
+       d.statuses, r.id IS NOT NULL AS planned, r.state, r.reason AS run_reason
 FROM notification n
 LEFT JOIN run r ON r.project_id = n.project_id AND r.id = n.id
 LEFT JOIN LATERAL (

@@ -24,9 +24,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tidings.directory.access import Access, Caller
 from tidings.directory.blobs import BLOB_MAX
-from tidings.directory.rates import WINDOW, Allowance
+from tidings.directory.rates import WINDOW, Allowance, check_allowance
 from tidings.directory.tokens import UserCaller
-from tidings.errors import FieldError, Invalid, Malformed, RateLimited, TooLarge, UnsupportedMediaType
+from tidings.errors import FieldError, Invalid, Malformed, TooLarge, UnsupportedMediaType
 from tidings.ids import API_KEY, to_public
 from tidings.telemetry import Metrics, Trace, child_trace, new_trace, parse_traceparent
 from tidings.web.inbox.door import Door, is_inbox
@@ -207,22 +207,6 @@ def to_rate_headers(allowance: Allowance) -> list[tuple[bytes, bytes]]:
         (b"ratelimit-policy", b'"key";q=%d;w=%d' % (allowance.limit, WINDOW)),
         (b"ratelimit", b'"key";r=%d;t=%d' % (allowance.left, math.ceil(allowance.seconds))),
     ]
-
-
-def check_allowance(allowance: Allowance, cost: int) -> None:
-    """Nothing, if the request may go on.
-
-    Raises:
-        RateLimited: the key has not enough left.
-    """
-    if allowance.granted:
-        return
-    if cost > allowance.limit:
-        raise RateLimited(f"These are more at once than this API key may send in a minute ({allowance.limit:,}).")
-    raise RateLimited(
-        f"This API key may make {allowance.limit:,} requests a minute, and has not enough left for this one.",
-        retry_after=allowance.seconds,
-    )
 
 
 def read_headers(scope: Scope) -> Mapping[bytes, bytes]:

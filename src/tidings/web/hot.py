@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tidings.clock import Clock
 from tidings.directory.access import Access, Caller
-from tidings.directory.rates import Allowance
+from tidings.directory.rates import Allowance, check_allowance
 from tidings.errors import FieldError, Invalid, Malformed, MethodNotAllowed, Problem
 from tidings.flow.accept import BATCH_LIMIT, Accepted, Acceptor, Answer
 from tidings.flow.options import AttachmentRequest, EmailOptions, Options, PushOptions, SmsOptions
@@ -31,7 +31,6 @@ from tidings.web.edge import (
     API_HEADERS,
     BODY_MAX,
     ClientGone,
-    check_allowance,
     check_content_type,
     observe_request,
     read_body,

@@ -14,6 +14,7 @@ import pytest
 from tests.e2e.pages.guests import FORM, ONE_CLICK, holds, link, list_consents
 from tests.e2e.test_api_receipts import look, sent
 from tidings import ids
+from tidings.flow.tracking import Guest
 from tidings.model.words import Engagement, Scope
 
 FIREFOX = {"user-agent": "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"}
@@ -156,6 +157,33 @@ async def test_a_test_message_changes_nothing(shop: Any) -> None:
     assert answer.status_code == 200
     assert "test message" in answer.text
     assert (await holds(shop, "news"))["email"]
+
+
+async def test_a_test_message_shows_no_choices_of_a_live_user(shop: Any) -> None:
+    """Whoever has a test key can have one sent to any user, and read it."""
+    said = {
+        "muted": True,
+        "categories": {"news": {"frequency": "weekly"}, "orders": {"channels": {"email": False}}},
+        "quiet_hours": {"ranges": [{"start": "21:07", "end": "06:43"}]},
+        "time_zone": "Asia/Tokyo",
+    }
+    assert (await shop.put("/api/v1/users/ada/preferences", said)).status_code == 200
+    consents = await list_consents(shop)
+    path, nobodys = (link(shop, "p", user_id=user, test=True) for user in ("ada", "bob"))
+    await shop.put("/api/v1/users/bob", {})
+    page = (await shop.api.client.get(path)).text
+    assert "test message" in page
+    assert "News &lt;b&gt;" in page
+    assert (" checked" in page, "<button" in page, 'name="form"' in page) == (False, False, False)
+    assert page.count("<fieldset") == page.count("<fieldset disabled") > 0
+    assert page == (await shop.api.client.get(nobodys)).text, "the same for whoever chose nothing, and has no address"
+    mark = shop.api.deps.signer.mark_form(Guest("p", shop.project_id, user_id="ada"))
+    answer = await shop.api.client.post(path, data={"shown": "news email", "form": mark})
+    assert answer.status_code == 200
+    assert "Nothing was changed" in answer.text
+    assert " checked" not in answer.text
+    assert (await shop.get("/api/v1/users/ada/preferences")).json()["said"]["muted"]
+    assert await list_consents(shop) == consents
 
 
 async def test_other_tokens_lead_nowhere(shop: Any) -> None:
@@ -419,7 +447,7 @@ async def test_an_application_asks_for_a_link(shop: Any) -> None:
     assert (await shop.api.client.get(path)).status_code == 404
     assert (await shop.post("/api/v1/users/nobody/preference_link", {})).status_code == 404
     assert (await shop.post("/api/v1/users/ada/preference_link", {"expires_after": "soon"})).status_code == 422
-    for scopes, test in (((Scope.read,), False), (tuple(Scope), True)):
+    for scopes, test in (((Scope.read, Scope.send), False), (tuple(Scope), True)):
         other = await shop.with_scopes(*scopes, test=test)
         assert (await other.post("/api/v1/users/ada/preference_link", {})).status_code == 403
 

@@ -24,6 +24,7 @@ from tidings.model.words import Guarantee
 from tidings.web.deps import Given, OnceOnly, Paging, Reader, Sender
 from tidings.web.fields import Body, Moment, Page, View, public_id
 from tidings.web.hot import explain
+from tidings.web.turns import LOOKS
 
 router = APIRouter(prefix="/broadcasts", tags=["broadcasts"])
 
@@ -193,10 +194,11 @@ async def create_broadcast(
 ) -> Response:
     """Tells many. What is checked of a notification is checked before anybody is told; 409 `confirmation-needed` when
     it is for more users than `confirm` says and the project lets pass. With `dry_run` (scope `read` too) nothing is
-    stored."""
+    stored; 429 while two other questions of the project about who is meant are being answered."""
     ask = body.to_ask()
     if body.dry_run:
-        estimate = await deps.database.transaction(lambda conn: deps.broadcaster.estimate(conn, caller, ask))
+        with LOOKS.take(caller.project_id):
+            estimate = await deps.database.transaction(lambda conn: deps.broadcaster.estimate(conn, caller, ask))
         view = EstimateView.model_validate(estimate)
         return Response(_encode_estimate.dump_json(view), media_type="application/json")
 

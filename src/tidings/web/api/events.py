@@ -12,11 +12,12 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 from fastapi import APIRouter, Request, Response
 
+from tidings.directory.rates import check_allowance
 from tidings.errors import FieldError, Invalid, Malformed, Problem, TooLarge
 from tidings.flow.events import EVENT_MAX, EVENTS_MAX, Outcome
 from tidings.model.cloud_events import CloudEvent, parse_event
 from tidings.web.deps import Deps, Given, Sender
-from tidings.web.edge import check_allowance, check_json
+from tidings.web.edge import check_json
 from tidings.web.fields import View
 
 router = APIRouter(prefix="/events", tags=["events"])
@@ -94,7 +95,8 @@ class EventResultsView(View):
 async def take_events(deps: Given, caller: Sender, request: Request) -> Response:
     """Takes one event or up to 1,000, as CloudEvents: structured, batched or binary. Each rule that fits makes one
     notification, stored before this answers; an event that no rule fits makes none. The same event (its `source` and
-    `id`) delivered again within 24 hours makes nothing new."""
+    `id`) delivered again within 24 hours makes nothing new. An event counts against the key's rate as often as it makes
+    notifications, at least once; what is beyond the rate gets the problem `rate-limited` in its place."""
     events = parse_events(request, await request.body())
     if len(events) > 1 and (allowance := await deps.access.charge(caller, len(events) - 1)) is not None:
         check_allowance(allowance, len(events))  # the edge has counted one

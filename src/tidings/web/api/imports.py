@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections import Counter
 from typing import Final
 
 from fastapi import APIRouter, Request
@@ -13,10 +12,11 @@ from starlette.requests import ClientDisconnect
 from tidings.directory import imports
 from tidings.directory.access import Caller
 from tidings.directory.imports import ERRORS_MAX, FILE_MAX, Imported
-from tidings.errors import TooLarge, TooManyRequests, UnsupportedMediaType
+from tidings.errors import TooLarge, UnsupportedMediaType
 from tidings.web.deps import Admin, Deps, Given
 from tidings.web.edge import ClientGone
 from tidings.web.fields import View
+from tidings.web.turns import Turns
 
 router = APIRouter(prefix="/users", tags=["users"])
 
@@ -24,10 +24,8 @@ _NDJSON: Final = ("application/x-ndjson", "application/ndjson", "application/jso
 _CSV: Final = "text/csv"
 _KEPT_IN_MEMORY: Final = 1024 * 1024
 """Octets of a file; more of it goes to a temporary one."""
-_AT_ONCE: Final = 2
-"""Files of one project that a process takes at a time: each may be slow to come, and fill as much of the disk."""
-_under_way: Final = Counter[int]()
-"""Imports by project, in this process."""
+_TURNS: Final = Turns(2, "Two files of this project are being imported; wait for one.", retry_after=10)
+"""Each file may be slow to come, and fill as much of the disk."""
 
 
 class LineErrorView(View):
@@ -68,16 +66,8 @@ async def import_users(deps: Given, caller: Admin, request: Request) -> Imported
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in (*_NDJSON, _CSV):
         raise UnsupportedMediaType(f"Send `Content-Type: {_NDJSON[0]}` or `{_CSV}`.")
-    project_id = caller.project_id
-    if _under_way[project_id] >= _AT_ONCE:
-        raise TooManyRequests(f"{_AT_ONCE} files of this project are being imported; wait for one.", retry_after=10)
-    _under_way[project_id] += 1
-    try:
+    with _TURNS.take(caller.project_id):
         return await _import(deps, caller, request, as_csv=kind == _CSV)
-    finally:
-        _under_way[project_id] -= 1
-        if not _under_way[project_id]:
-            del _under_way[project_id]
 
 
 async def _import(deps: Deps, caller: Caller, request: Request, *, as_csv: bool) -> Imported:

@@ -12,7 +12,7 @@ from tidings.directory import users
 from tidings.durations import parse_duration
 from tidings.errors import Conflict, Forbidden
 from tidings.flow.tracking import Guest
-from tidings.web.deps import Given, Sender
+from tidings.web.deps import Admin, Given
 from tidings.web.fields import Body, UserId, View
 
 router = APIRouter(prefix="/users", tags=["preferences"])
@@ -42,10 +42,11 @@ class PreferenceLinkView(View):
 
 @router.post("/{user_id}/preference_link", response_model=PreferenceLinkView)
 async def create_preference_link(
-    deps: Given, caller: Sender, user_id: UserId, body: PreferenceLinkBody
+    deps: Given, caller: Admin, user_id: UserId, body: PreferenceLinkBody
 ) -> PreferenceLinkView:
-    """A link to a user's preference page, for your own pages and messages. Nothing is stored. 409 where neither
-    `TIDINGS_PUBLIC_URL` nor the project's tracking domain says how the outside reaches us."""
+    """A link to a user's preference page, for your own pages and messages. Whoever has it can choose for the user, which
+    is why it takes the scope `manage`. Nothing is stored. 409 where neither `TIDINGS_PUBLIC_URL` nor the project's
+    tracking domain says how the outside reaches us."""
     if caller.test:
         raise Forbidden("A test key cannot make these links: what is chosen there is live.")
     await users.load_user(deps.database, caller.project_id, user_id)

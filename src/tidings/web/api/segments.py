@@ -12,6 +12,7 @@ from tidings.directory import segments
 from tidings.directory.segments import Segment, parse_segment
 from tidings.web.deps import Admin, Given, Paging, Reader
 from tidings.web.fields import Body, Key, Page, View
+from tidings.web.turns import LOOKS
 
 router = APIRouter(prefix="/segments", tags=["segments"])
 
@@ -50,13 +51,13 @@ class SegmentView(View):
     updated_at: datetime
 
 
-class PreviewBody(Body):
+class SegmentPreviewBody(Body):
     """A condition to try."""
 
     condition: Condition
 
 
-class PreviewView(View):
+class SegmentPreviewView(View):
     """Who meets a condition now."""
 
     count: int
@@ -79,12 +80,14 @@ async def list_segments(deps: Given, caller: Reader, page: Paging) -> Any:
 
 
 @router.post("/preview")
-async def preview_segment(deps: Given, caller: Reader, body: PreviewBody) -> PreviewView:
-    """Counts who meets a condition, and names some of them. Nothing is stored. 503 when it takes longer than 5 s."""
+async def preview_segment(deps: Given, caller: Reader, body: SegmentPreviewBody) -> SegmentPreviewView:
+    """Counts who meets a condition, and names some of them. Nothing is stored. 503 when it takes longer than 5 s; 429
+    while two other such questions of the project are being answered."""
     condition = parse_segment(body.condition)
-    count = await segments.count_members(deps.database, caller.project_id, condition)
-    sample = await segments.sample_members(deps.database, caller.project_id, condition, _SAMPLE)
-    return PreviewView(count=count, sample=sample)
+    with LOOKS.take(caller.project_id):
+        count = await segments.count_members(deps.database, caller.project_id, condition)
+        sample = await segments.sample_members(deps.database, caller.project_id, condition, _SAMPLE)
+    return SegmentPreviewView(count=count, sample=sample)
 
 
 @router.get("/{key}", response_model=SegmentView)
@@ -114,13 +117,15 @@ async def delete_segment(deps: Given, caller: Admin, key: Key) -> None:
 
 @router.get("/{key}/members", response_model=Page[SegmentMemberView])
 async def list_members(deps: Given, caller: Reader, key: Key, page: Paging) -> Any:
-    """Who is in a segment now, by user id. 503 when it takes longer than 5 s."""
+    """Who is in a segment now, by user id. 503 when it takes longer than 5 s; 429 while two other such questions of
+    the project are being answered."""
     segment = await segments.load_segment(deps.database, caller.project_id, key)
     # Not of the key alone: with another condition, it is another list.
     listing = f"segment:{key}:{segment.updated_at.isoformat()}"
     after = page.after(str, listing) or ""
-    found = await segments.list_members(
-        deps.database, caller.project_id, segment.condition, after=after, limit=page.fetch
-    )
+    with LOOKS.take(caller.project_id):
+        found = await segments.list_members(
+            deps.database, caller.project_id, segment.condition, after=after, limit=page.fetch
+        )
     cut = page.cut(found, lambda user_id: user_id, listing)
     return {**cut, "items": [SegmentMemberView(user=user_id) for user_id in cut["items"]]}

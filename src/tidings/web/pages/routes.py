@@ -25,7 +25,7 @@ from tidings.db.pool import Connection
 from tidings.directory.audit import Actor
 from tidings.directory.categories import load_category
 from tidings.directory.consent import Origin
-from tidings.directory.preferences import apply_choices, load_choices, load_merged
+from tidings.directory.preferences import NOTHING_SAID, Choices, apply_choices, load_choices, load_merged
 from tidings.directory.projects import Project
 from tidings.directory.suppressions import lift_opt_out, list_opt_outs
 from tidings.directory.users import User, load_user
@@ -93,6 +93,8 @@ def add_pages(app: FastAPI, deps: Deps) -> None:
         visit = await _enter(deps, request, token, "p")
         if visit is None or visit.user is None:
             return _missing(request)
+        if visit.guest.test:
+            return await _sample(deps, visit)
         shown = await _load_shown(deps, visit, visit.user)
         return _preferences(deps, visit, shown)
 
@@ -100,6 +102,8 @@ def add_pages(app: FastAPI, deps: Deps) -> None:
         visit = await _enter(deps, request, token, "p")
         if visit is None or visit.user is None:
             return _missing(request)
+        if visit.guest.test:
+            return await _sample(deps, visit, saved=())
         shown = await _load_shown(deps, visit, visit.user)
         fields = await _read(request)
         mark = fields.get("form", ("",))[0]
@@ -110,7 +114,7 @@ def add_pages(app: FastAPI, deps: Deps) -> None:
         answer = parse_answer(fields, shown, deps.clock.now())
         if answer.faults:
             return _preferences(deps, visit, shown, faults=answer.faults, fields=fields, status=422)
-        if not visit.guest.test and answer.given:
+        if answer.given:
             origin = _to_origin(request, "page", _to_wording(visit, answer))
             try:
                 await _save(deps, visit.guest, visit.user, answer, origin)
@@ -118,8 +122,7 @@ def add_pages(app: FastAPI, deps: Deps) -> None:
                 shown = await _load_shown(deps, visit, visit.user)
                 return _preferences(deps, visit, shown, faults=(Fault("", "error_rejected"),), status=409)
             shown = await _load_shown(deps, visit, visit.user)
-        saved = [] if visit.guest.test else [_tell(visit.t, change) for change in answer.changes]
-        return _preferences(deps, visit, shown, saved=saved)
+        return _preferences(deps, visit, shown, saved=[_tell(visit.t, change) for change in answer.changes])
 
     for path, endpoint, methods in (
         (UNSUBSCRIBE, ask, ["GET", "HEAD"]),
@@ -234,6 +237,15 @@ async def _load_shown(deps: Deps, visit: _Visit, user: User) -> Shown:
     return to_shown(choices, merged, channels, now, left)
 
 
+async def _sample(deps: Deps, visit: _Visit, *, saved: Sequence[str] | None = None) -> Response:
+    """The page as a test message leads to it: with nothing of what the user chose, and nothing to be chosen. Test
+    messages are read by those who make them, whom live users' choices do not concern."""
+    now = deps.clock.now()
+    merged = await load_merged(deps.database, visit.guest.project_id, NOTHING_SAID, now)
+    shown = to_shown(Choices(), merged, tuple(Channel), now)
+    return _preferences(deps, visit, shown, saved=saved, fields={})
+
+
 async def _save(deps: Deps, guest: Guest, user: User, answer: Answer, origin: Origin) -> None:
     actor = Actor(guest.project_id, "user")
 
@@ -269,7 +281,7 @@ def _preferences(
         status,
         prefix=t("error_prefix") if faults else None if saved is None else t("saved" if saved else "nothing_changed"),
         intro=t("preferences_intro", project=project),
-        mark=deps.signer.mark_form(visit.guest),
+        mark=None if visit.guest.test else deps.signer.mark_form(visit.guest),
         saved=saved,
         faults=[{"field": fault.field, "text": _explain(t, fault)} for fault in faults],
         categories=_to_categories(t, shown, fields),
