@@ -133,7 +133,7 @@ async def test_a_condition_that_is_none_is_refused_where_it_is_wrong(tenant: Any
 
 async def test_long_looks_of_one_project_are_few(tenant: Any) -> None:
     """Each holds a connection, of which others need some."""
-    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    waiting = "SELECT count(*) FROM pg_locks WHERE relation = 'app_user'::regclass AND NOT granted"
     database = tenant.api.deps.database
     await tenant.put("/api/v1/segments/pro", {"condition": PRO})
     everybody = {"type": "t", "to": {"all": True}, "dry_run": True}

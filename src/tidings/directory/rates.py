@@ -5,8 +5,8 @@ requests against that in memory, so hardly any request costs a statement, and al
 through than the rate. What a process has taken and does not use by the end of the minute is lost: with several of them
 a key may be refused a little before its rate is reached, by no more than a twentieth of it for each.
 
-A request costs one, and one that brings many notifications, or events of which rules make many, costs as many. Minutes are those of the
-database's clock.
+A request costs one, and one that brings many notifications, or events of which rules make many, costs as many. Minutes
+are those of the database's clock.
 """
 
 from __future__ import annotations

@@ -44,9 +44,9 @@ class PreferenceLinkView(View):
 async def create_preference_link(
     deps: Given, caller: Admin, user_id: UserId, body: PreferenceLinkBody
 ) -> PreferenceLinkView:
-    """A link to a user's preference page, for your own pages and messages. Whoever has it can choose for the user, which
-    is why it takes the scope `manage`. Nothing is stored. 409 where neither `TIDINGS_PUBLIC_URL` nor the project's
-    tracking domain says how the outside reaches us."""
+    """A link to a user's preference page, for your own pages and messages. Whoever has it can choose for the user, so
+    it takes the scope `manage`. Nothing is stored. 409 where neither `TIDINGS_PUBLIC_URL` nor the project's tracking
+    domain says how the outside reaches us."""
     if caller.test:
         raise Forbidden("A test key cannot make these links: what is chosen there is live.")
     await users.load_user(deps.database, caller.project_id, user_id)
