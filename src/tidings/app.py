@@ -243,9 +243,7 @@ async def open_api(core: Core, guard: Guard | None = None) -> AsyncIterator[ASGI
         metrics=core.metrics,
         vault=core.vault,
         catalog=core.catalog,
-        broadcaster=Broadcaster(
-            core.catalog, core.clock, core.wakes, horizon=settings.retention - timedelta(days=1)
-        ),
+        broadcaster=Broadcaster(core.catalog, core.clock, core.wakes, horizon=settings.retention - timedelta(days=1)),
         tokens=Tokens(core.database, core.vault, core.clock),
         inbox=inbox,
         live=live,
